@@ -7,6 +7,7 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside other work; set before torch is imported
+os.environ["PW_TRACKING"] = "none"  # a training that is followed starts a process of its own
 
 from dataclasses import dataclass
 from typing import Any

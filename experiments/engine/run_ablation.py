@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation import AblationOptions
+from experiments.engine.ablation_tracking import AblationTracking
 from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove
-from experiments.engine.live import AblationTracking
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue

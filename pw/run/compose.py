@@ -158,6 +158,8 @@ def compose_run(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError with the override, and the nearest key or the valid options.
     """
+    if (tracking := os.environ.get("PW_TRACKING", "mlflow")) not in groups()["tracking"]:
+        raise ConfigError(f"PW_TRACKING={tracking}: in the environment; is one of {', '.join(groups()['tracking'])}")
     return _compose(_effective(overrides), _user_conf())
 
 

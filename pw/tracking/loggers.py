@@ -1,4 +1,4 @@
-"""Where a training is logged: `tracking=mlflow|wandb|tensorboard|none`, by Lightning's own loggers.
+"""Where a training is logged: `tracking=mlflow|wandb|tensorboard|none`, through the interface of Lightning's loggers.
 
 To add a store, write such a dataclass in a module of your folder and name it in `conf/tracking/<name>.yaml`:
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,6 @@ from typing import Any, Literal
 from pw.io.files import digest
 from pw.run.settings import Tracking
 from pw.tracking.mlflow_log import (
-    ENVIRONMENT,
     connect,
     database_url,
     experiment_id,
@@ -62,30 +63,46 @@ class MLflow(Tracking):
     uri: str | None
 
     def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
-        """(Lightning's logger of a new run, or of the run `identity` if that is still there; its identity)."""
-        os.environ.update(ENVIRONMENT | SERVER)
-        from lightning.pytorch.loggers import MLFlowLogger
-
+        """(logger of a new run, or of the run `identity` if that is still there; its identity)."""
+        os.environ.update(SERVER)
         home = mlflow_folder(outputs)
         with locked_database(home) if self.uri is None else nullcontext():
             if self.uri is None:
                 prepare_database(home)
-            uri = self.uri or database_url(home)
-            client = connect(uri)
-            experiment_id(client, live.experiment, home if self.uri is None else None)
-            is_known = identity is not None and _has_run(client, identity)
-            logger = MLFlowLogger(
-                live.experiment, live.name, uri, dict(live.tags), run_id=identity if is_known else None
-            )
-            if is_known:
+            client = connect(self.uri or database_url(home))
+            experiment = experiment_id(client, live.experiment, home if self.uri is None else None)
+            if identity is not None and _has_run(client, identity):
                 client.update_run(identity, "RUNNING")
-            else:
-                logger.log_hyperparams(live.params)
-        return logger, str(logger.run_id)
+                return _MLflowRun(client, identity), identity
+            identity = client.create_run(experiment, tags=dict(live.tags), run_name=live.name).info.run_id
+        logger = _MLflowRun(client, identity)
+        logger.log_hyperparams(live.params)
+        return logger, identity
 
     def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
         """file: an .mp4; name: its folder, as samples/update-000100"""
-        logger.experiment.log_artifact(logger.run_id, str(file), name)
+        logger.client.log_artifact(logger.identity, str(file), name)
+
+
+class _MLflowRun:
+    """The methods of Lightning's MLFlowLogger, whose import would take the relay 10 s of CPU and 600 MB."""
+
+    def __init__(self, client: Any, identity: str) -> None:
+        self.client, self.identity = client, identity
+
+    def log_hyperparams(self, params: Mapping[str, object]) -> None:
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.identity, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        self.client.log_batch(self.identity, [Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def finalize(self, status: str) -> None:
+        self.client.set_terminated(self.identity, {"success": "FINISHED", "failed": "FAILED"}.get(status, status))
 
 
 def _has_run(client: Any, identity: str) -> bool:

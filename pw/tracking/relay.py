@@ -148,7 +148,7 @@ class Relay:
 def main() -> None:
     """Called by `pw.tracking.live` with the number of a socket and the outputs folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's; the relay ends with it
-    os.nice(10)
+    os.nice(5)
     warnings.simplefilter("ignore")
     Relay(Path(sys.argv[2]), Connection(int(sys.argv[1]))).run()
 

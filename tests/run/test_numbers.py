@@ -55,6 +55,8 @@ ZERO_IS_FINE = {
     "step_sampler.depth": "never",
     "turns.rate": "never",
     "weighting.p": "uniform",
+    "tracking.held_out": "none",
+    "tracking.samples_every": "never",
     "guidance.scale": "the null branch alone",
     # checked where they are used: the schedule's shift, the injector's fields
     "scale.shift": "by schedule.shift",
@@ -72,6 +74,7 @@ def numbers() -> dict[str, tuple[str, Any, dict[str, Any]]]:
     for path in sorted(CONF.glob("*/*.yaml")):
         # `${scale.frames}` stands for a number
         node = {k: 16 if "${" in str(v) else v for k, v in yaml.safe_load(path.read_text()).items() if k != "defaults"}
+        node |= {"uri": None} if "uri" in node else {}  # from the environment
         group = path.parent.name
         if group in ("trainer", "start"):
             node = {**default[group], **node}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small_processes import Training, train_together
 
 from pw.run.build import Run
+from pw.tracking.curves import DIAGNOSTICS
 from pw.train.batches import read, replay
 from pw.train.loop import train
 from pw.train.record import last_checkpoint, training_folder
@@ -27,7 +28,14 @@ WITHOUT_GRADIENT = ("norm2.", "attn2.to_q", "attn2.to_k", "attn2.norm_q", "attn2
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=1")
 OFFLOADED = ("train.checkpoint_activations=true", "trainer.offload_activations=true")
-SHORT = ("train.updates=5", "train.batch_size=4", "optimizer.clip=0.5")  # a norm that is above it
+TRACKED = (
+    "tracking=mlflow",
+    "tracking.every=2",
+    "tracking.held_out=5",
+    "tracking.samples=1",
+    "tracking.samples_every=5",
+)
+SHORT = ("train.updates=5", "train.batch_size=4", "optimizer.clip=0.5", *TRACKED)  # a norm that is above it
 LONG = (
     "objective=shortcut",
     "train.updates=24",
@@ -100,8 +108,8 @@ def max_difference(one: Path, other: Path, name: str) -> float:
     return max(float((expected[key] - result[key]).abs().max()) for key in keys)
 
 
-def curve(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def curve(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,11 @@ def test_several_processes_train_what_one_does(micro, single, multi, kind: str, 
     for expected, result in zip(curve(reference), curve(folder), strict=True):
         assert expected.keys() == result.keys()
         assert result == pytest.approx(expected, rel=1e-5 if tolerance == 1e-5 else 1e-2)
+    for expected, result in zip(curve(reference, DIAGNOSTICS), curve(folder, DIAGNOSTICS), strict=True):
+        for values in (expected, result):
+            assert values.pop("system/memory_gb") + values.pop("system/clips_per_second") > 0
+        assert result == pytest.approx(expected, rel=1e-3 if tolerance == 1e-5 else 5e-2, abs=1e-6)
+    assert [path.name for path in folder.glob("samples/*/*")] == ["clip-0.mp4"] * 2
     done = json.loads((folder / "done.json").read_text())
     expected = (processes, kind.replace("context", "fsdp"), run.training_signature)
     assert (done["processes"], done["strategy"], done["signature"]) == expected

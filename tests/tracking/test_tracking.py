@@ -54,7 +54,7 @@ def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> Ru
         arm=arm,
         seed=seed,
         params={**params, "seed": seed},
-        curves=curves,
+        curves={curves: "train/"},
         scores={"mhd": 0.5 + seed, "loss": 7.0},
         artifacts=[folder / "config.yaml", folder / "clips"],
         tags={"signature": f"{signature}-{arm}-{seed}", "git_commit": "0123abc"},
@@ -376,8 +376,8 @@ def test_mistakes_in_the_records_are_named(tmp_path: Path) -> None:
         log(tmp_path, [replace(run, artifacts=[tmp_path / "nowhere.mp4"])])
     with pytest.raises(ValueError, match=r"both be the artifact config\.yaml"):
         log(tmp_path, [replace(run, artifacts=run.artifacts[:1] * 2)])
-    assert run.curves is not None
-    run.curves.write_text('{"step": 1, "loss": 0.5}\n{"loss": 0.4}\n')
+    (curves,) = run.curves
+    curves.write_text('{"step": 1, "loss": 0.5}\n{"loss": 0.4}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         log(tmp_path, [run])
 
@@ -385,7 +385,7 @@ def test_mistakes_in_the_records_are_named(tmp_path: Path) -> None:
 def test_a_resumed_curve_has_each_step_once_and_a_cut_off_line_is_left_out(tmp_path: Path) -> None:
     curves = tmp_path / "metrics.jsonl"
     curves.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    assert [(point[0], point[3], point[1]) for point in curve_points(curves)] == [
+    assert [(point[0], point[3], point[1]) for point in curve_points(curves, "train/")] == [
         ("train/loss", 1, 3.0),
         ("train/loss", 2, 2.0),
     ]

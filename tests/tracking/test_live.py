@@ -1,0 +1,306 @@
+"""Live tracking: each point once, in any store, and a store that is gone costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers.logger import Logger
+
+from pw.io.arguments import ConfigError
+from pw.io.paths import ROOT
+from pw.io.playable import write_playable
+from pw.run.build import build
+from pw.run.settings import Tracking
+from pw.tracking.live import LiveTracking
+from pw.tracking.loggers import Live, MLflow, TensorBoard, WandB
+from pw.tracking.mlflow_log import database_url, mlflow_folder
+from pw.tracking.relay import Followed
+from pw.train.preflight import preflight
+
+CADENCE = {"every": 10, "held_out": 8, "held_out_every": 100, "samples": 1, "samples_every": 100}
+Points = list[tuple[int, dict[str, float]]]
+
+
+class Remembered(Logger):
+    """A store in memory, which fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: Points = []
+        self.videos: list[tuple[str, int]] = []
+        self.fails_at: int | None = None
+        self.status = ""
+
+    name = property(lambda self: "remembered")
+    version = property(lambda self: "0")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step == self.fails_at:
+            raise ConnectionError("the store is gone")
+        assert step is not None
+        self.points.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Memory(Tracking):
+    store: Remembered
+
+    def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
+        return self.store, "the one"
+
+    def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
+        logger.videos.append((f"{name}/{file.name}", step))
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Live:
+    folder = tmp_path / "train" / "ab12cd34"
+    folder.mkdir(parents=True)
+    return Live(folder, "ansc", "full/seed=0", {"objective": "shortcut", "seed": 0}, {"training": "ab12cd34"})
+
+
+def write(live: Live, *steps: int, ending: str = "\n") -> None:
+    """The lines of both files at some steps."""
+    for name, column in (("metrics.jsonl", "loss_flow"), ("diagnostics.jsonl", "train/grad_norm")):
+        with (live.folder / name).open("a") as file:
+            file.write("\n".join(json.dumps({"step": step, column: 1 / step}) for step in steps) + ending)
+
+
+def follow(live: Live, store: Remembered) -> Followed:
+    return Followed(live, Memory(**CADENCE, store=store), live.folder.parents[1])
+
+
+def test_a_step_is_passed_on_once_when_both_files_have_it_and_the_last_at_the_end(training: Live) -> None:
+    store = Remembered()
+    followed = follow(training, store)
+    followed.forward()  # nothing is there yet
+    write(training, 10, 20)
+    followed.forward()
+    followed.forward()
+    assert store.points == [(10, {"train/loss_flow": 0.1, "train/grad_norm": 0.1})]
+    followed.status = "success"
+    followed.forward()
+    assert [step for step, _ in store.points] == [10, 20]
+    assert store.status == "success"
+
+
+def test_a_line_that_is_cut_off_waits_for_its_end(training: Live) -> None:
+    store = Remembered()
+    followed = follow(training, store)
+    write(training, 10)
+    with (training.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "loss_')
+    followed.status = "success"
+    followed.forward()
+    assert [step for step, _ in store.points] == [10]
+
+
+def test_what_failed_is_passed_on_later_and_nothing_twice(training: Live) -> None:
+    store = Remembered()
+    followed = follow(training, store)
+    write(training, 10, 20, 30, 40)
+    store.fails_at = 20
+    with pytest.raises(ConnectionError):
+        followed.forward()
+    store.fails_at = None
+    followed.forward()
+    assert [step for step, _ in store.points] == [10, 20, 30]
+
+
+def test_a_resumed_training_goes_on_where_the_earlier_relay_ended(training: Live) -> None:
+    store = Remembered()
+    write(training, 10, 20)
+    first = follow(training, store)
+    first.status = "KILLED"
+    first.forward()
+    (training.folder / "metrics.jsonl").write_text('{"step": 10, "loss_flow": 0.1}\n')  # cut at its checkpoint
+    write(training, 20, 30)
+    second = follow(training, store)
+    second.status = "success"
+    second.forward()
+    assert [step for step, _ in store.points] == [10, 20, 30]
+
+
+def test_videos_are_passed_on_once_with_their_update(training: Live) -> None:
+    store = Remembered()
+    followed = follow(training, store)
+    for name in ("real", "update-000100"):
+        write_playable(training.folder / "samples" / name / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
+    followed.forward()
+    followed.forward()
+    assert store.videos == [("samples/real/clip-0.mp4", 0), ("samples/update-000100/clip-0.mp4", 100)]
+
+
+def logged(outputs: Path) -> dict[str, Any]:
+    """The only run of the database: name, status, parameters, and (name, step, value) of its points."""
+    with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
+        ((run, name, status),) = db.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        params = dict(db.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)))
+        points = db.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)).fetchall()
+    return {"name": name, "status": status, "params": params, "points": sorted(points)}
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_running_training_and_the_same_run_after_a_resume(training: Live, tmp_path: Path) -> None:
+    tracking = MLflow(**CADENCE, uri=None)
+    write_playable(training.folder / "samples" / "update-000100" / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
+    write(training, 10, 20, 30)
+    first = Followed(training, tracking, tmp_path)
+    first.forward()
+    assert logged(tmp_path)["status"] == "RUNNING"
+    first.status = "KILLED"
+    first.forward()
+    assert logged(tmp_path)["status"] == "KILLED"
+    write(training, 40)
+    second = Followed(training, tracking, tmp_path, "success")
+    second.forward()
+    run = logged(tmp_path)
+    assert (run["name"], run["status"]) == ("full/seed=0", "FINISHED")
+    assert run["params"] == {"objective": "shortcut", "seed": "0"}
+    names = ("train/grad_norm", "train/loss_flow")
+    assert run["points"] == [(name, step, 1 / step) for name in names for step in (10, 20, 30, 40)]
+    assert len(list(tmp_path.glob("mlflow/artifacts/ansc/*/artifacts/samples/update-000100/clip-0.mp4"))) == 1
+
+
+@pytest.mark.slow
+def test_the_relay_ends_with_a_runner_that_is_killed_and_its_run_says_so(training: Live, tmp_path: Path) -> None:
+    write(training, 10, 20)
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from pw.tracking.live import LiveTracking
+from pw.tracking.loggers import Live, MLflow
+live = LiveTracking(Path({str(tmp_path)!r}))
+live.begin(Live(Path({str(training.folder)!r}), "ansc", "full/seed=0", {{}}, {{}}), MLflow(**{CADENCE}, uri=None))
+print(live._relay.pid, flush=True)
+time.sleep(3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    runner = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    relay = int(runner.stdout)
+    end = time.monotonic() + 600
+    while Path(f"/proc/{relay}").exists() and time.monotonic() < end:
+        if "Z" in Path(f"/proc/{relay}/stat").read_text().split(")")[1][:3]:
+            break
+        time.sleep(0.2)
+    assert time.monotonic() < end
+    run = logged(tmp_path)
+    assert run["status"] == "KILLED"
+    assert [step for name, step, _ in run["points"] if name == "train/loss_flow"] == [10, 20]
+
+
+@pytest.mark.slow
+def test_a_locked_store_is_said_at_the_end_and_what_it_lacks_is_passed_on_by_the_next(
+    training: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pw.tracking import live as live_module
+    from pw.tracking.mlflow_log import locked_database
+
+    write(training, 10, 20)
+    tracking = MLflow(**CADENCE, uri=None)
+    monkeypatch.setattr(live_module, "CLOSE_SECONDS", 12.0)
+    with locked_database(mlflow_folder(tmp_path)):
+        live = LiveTracking(tmp_path)
+        live.begin(training, tracking)
+        live.end(training.folder, "success")
+        problem = live.close()
+    assert problem
+    assert not (tmp_path / "mlflow" / "mlflow.db").exists()
+    later = Followed(training, tracking, tmp_path, "success")
+    later.forward()
+    assert len(logged(tmp_path)["points"]) == 4
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_is_named(training: Live, tmp_path: Path) -> None:
+    write(training, 10, 20)
+    live = LiveTracking(tmp_path)
+    live.begin(training, MLflow(**CADENCE, uri="http://127.0.0.1:9"))
+    live.end(training.folder, "success")
+    problem = live.close()
+    assert "127.0.0.1" in problem or "did not answer" in problem
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_points_and_the_frames(training: Live, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(training, 10, 20)
+    write_playable(training.folder / "samples" / "update-000020" / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
+    Followed(training, TensorBoard(**CADENCE), tmp_path, "success").forward()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "ansc" / "full seed=0"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss_flow")] == [
+        (10, pytest.approx(0.1)),
+        (20, pytest.approx(0.05)),
+    ]
+    assert (events.Images("samples/clip-0")[0].height, events.Images("samples/clip-0")[0].width) == (384, 3 * 384)
+
+
+@pytest.mark.slow
+def test_wandb_writes_a_run_that_can_be_synchronised_later(
+    training: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write(training, 10, 20)
+    write_playable(training.folder / "samples" / "update-000020" / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
+    tracking = WandB(**CADENCE, project="pixelwizard", entity=None, mode="offline")
+    followed = Followed(training, tracking, tmp_path, "success")
+    followed.forward()
+    followed.logger.experiment.finish()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert list(run.glob("files/media/videos/samples/*.mp4"))
+
+
+def test_a_store_whose_package_is_missing_is_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    with pytest.raises(ConfigError, match=r"tracking=wandb: the package wandb is missing"):
+        preflight(build(["tracking=wandb"]), tmp_path)
+
+
+def test_samples_need_held_out_clips() -> None:
+    with pytest.raises(ConfigError, match=r"tracking.samples=4: the clips are those of tracking.held_out=2"):
+        build(["tracking=mlflow", "tracking.samples_every=10", "tracking.held_out=2"])
+
+
+def test_an_unknown_choice_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PW_TRACKING", "mlfow")
+    with pytest.raises(ConfigError, match=r"PW_TRACKING=mlfow: in the environment; is one of mlflow, none"):
+        build([])
+
+
+def test_a_relay_that_cannot_start_stops_nothing(tmp_path: Path, training: Live) -> None:
+    (tmp_path / "logs").write_text("a file where the folder of its log would be")
+    live = LiveTracking(tmp_path)
+    live.begin(training, MLflow(**CADENCE, uri=None))
+    live.end(training.folder, "success")
+    assert live.close() == "" or os.name == "nt"
+
+
+def test_the_database_of_the_outputs_is_that_of_the_table(tmp_path: Path) -> None:
+    assert database_url(mlflow_folder(tmp_path)) == f"sqlite+pysqlite:///{tmp_path}/mlflow/mlflow.db"
