@@ -1,4 +1,5 @@
-"""MLflow: log an ablation from its files (`mlflow_log`) and show the UI (`mlflow_ui`, `pw mlflow`).
+"""What is logged of trainings and tables. No result is computed from it.
 
-No result is computed from the logs.
+Begin with `relay`: it passes the files of a running training on, by the stores of `loggers`; `live` starts it. `mlflow_log`
+logs the table of an ablation, `mlflow_ui` is `pw mlflow`.
 """
