@@ -24,7 +24,7 @@ CHOICES = {
 SCRIPT = """<script>
 for (const [key, value] of Object.entries(%s)) if (localStorage.getItem(key) === null) localStorage.setItem(key, value);
 if (["", "#", "#/"].includes(location.hash)) location.replace("#" + %s);
-</script>"""
+</script><style>[data-assistant-ui] { display: none !important; }</style>"""
 
 
 def opening_page(html: str, page: str) -> str:

@@ -25,6 +25,7 @@ from pw.io.paths import OUTPUTS
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
+from pw.tracking.curves import CURVES
 
 WEIGHTS = "ema.safetensors"
 CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
@@ -144,7 +145,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "processes": run.trainer.processes,
         "strategy": run.trainer.strategy,
     }
-    names = ("config.yaml", "metrics.jsonl", "online.safetensors", WEIGHTS)
+    names = ("config.yaml", *CURVES, "online.safetensors", WEIGHTS)
     write_mark(folder / "done.json", content, [path for name in names if (path := folder / name).exists()])
 
 
