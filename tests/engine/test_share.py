@@ -8,6 +8,7 @@ import json
 import pickle
 import posixpath
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -90,6 +91,7 @@ class TestASharedFile:
             found = [name for name in archive.namelist() if SENDER.encode() in archive.read(name)]
             texts = [archive.read(name) for name in archive.namelist() if name.endswith((".json", ".html", ".yaml"))]
         assert not found
+        assert "data.urls=./*.tar" in json.loads(ZipFile(getattr(shared, which)).read("manifest.json"))["words"]
         assert not any(str(folder).encode() in text for text in texts for folder in (ROOT, shared.outputs.parents[1]))
 
     def test_lists_what_is_in_it_by_hash_and_what_is_not(self, shared: Shared) -> None:
@@ -195,6 +197,20 @@ class TestAdopting:
         [note] = [note for note in make_table(plan, rows, {})["notes"] if note.startswith("adopted from")]
         assert note.startswith(f"adopted from full.zip (sha256 {sha[:12]}, commit ")
         assert note.endswith("{0} of {0} trainings, {1} of {1} samplings, {2} of {2} scores".format(*count.values()))
+
+    def test_is_told_to_the_next_who_gets_it_too(
+        self, shared: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The table was made from results of others, and is shared again."""
+        adopt(shared.full, tmp_path)
+        shutil.copytree(shared.outputs / "ansc", tmp_path / "ansc")
+        assert share_command.main(["name=ansc", f"out={tmp_path}/x.zip", f"outputs={tmp_path}"]) == 0
+        assert open_command.main([f"{tmp_path}/x.zip", "browser=false"]) == 0
+        assert "adopted from full.zip (sha256 " in capsys.readouterr().out
+        adopt(tmp_path / "x.zip", tmp_path / "next")
+        record = json.loads(next(tmp_path.glob("next/scores/*/adopted.json")).read_text())
+        assert record["file"] == "x.zip"
+        assert record["adopted_there"][0].startswith("adopted from full.zip (sha256 ")
 
     def test_tells_scores_that_were_made_again_from_those_adopted(self, shared: Shared, tmp_path: Path) -> None:
         adopt(shared.lean, tmp_path)
@@ -341,7 +357,7 @@ FORGERIES: dict[str, tuple[Callable[[Forgery], Any], str]] = {
         lambda f: f.replace(f.find(r"train/\w+/config.yaml"), b"# pw train\n", in_mark=False),
         "config.yaml in it is not what its mark says",
     ),
-    "a mark that was changed": (_lie_about_a_mark, "done.json in it is missing, or no mark of a result"),
+    "a mark that was changed": (_lie_about_a_mark, "done.json in it is no mark of a result"),
 }  # fmt: skip
 
 

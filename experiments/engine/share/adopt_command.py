@@ -18,12 +18,12 @@ from typing import Any
 from experiments.engine.job import Job, all_jobs, train_key
 from experiments.engine.plan import Plan, make_plan, parse, trainings
 from experiments.engine.share.adopted import KINDS, RECORD, adoption, spared
-from experiments.engine.share.bundle import Bundle, meter, open_bundle
+from experiments.engine.share.bundle import MANY, Bundle, fits, meter, open_bundle, read_object
 from experiments.engine.share.open_command import described, one_file
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import command_line
 from pw.io.console import printable
-from pw.io.files import check_space, digest, exclusive_lock, parse_json, remove, write_json
+from pw.io.files import check_space, digest, exclusive_lock, parse_json, remove, sha256, write_json
 from pw.io.manifest import check, make_folder
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
@@ -33,11 +33,11 @@ from pw.train.record import WEIGHTS
 
 MARKS = {"train": "done.json", "videos": "done.json", "reference": "done.json", "scores": "scores.json"}
 ESSENTIAL = {"train": WEIGHTS, "videos": "0000.mkv", "reference": "real/0000.mkv", "scores": "scores.csv"}
-TYPES: dict[str, dict[str, type]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "train": {"signature": str, "updates": int},
     "videos": {"signature": str, "training": str, "clips": int, "seed": int},
     "reference": {"clips": int, "seed": int},
-    "scores": {"metrics": dict, "n_videos": dict, "contract": dict},
+    "scores": {"metrics": {MANY: int | float}, "n_videos": {MANY: int}, "contract": {"metrics": dict, "arm": str}},
 }
 NAMED = 6  # trainings that a line names
 
@@ -62,15 +62,12 @@ def run(options: AdoptOptions) -> int:
             planned(bundle.manifest, options)  # raises for a wrong one
         bundle.verify(meter(bundle.size))
         complete = complete_results(bundle)
-        new = {
-            folder: names
-            for folder, names in complete.items()
-            if not (outputs / folder / MARKS[_kind(folder)]).exists()
-        }
+        here = [folder for folder in complete if (outputs / folder / MARKS[_kind(folder)]).exists()]
+        new = {folder: names for folder, names in complete.items() if folder not in here}
         skipped = {} if options.dry_run else _adopt(bundle, new, outputs)
     taken = [folder for folder in new if folder not in skipped]
     verb = "would adopt" if options.dry_run else "adopted"
-    print(f"{verb} {_counted(taken)}; already here: {_counted([f for f in complete if f not in new])}")
+    print(f"{verb} {_counted(taken)}; already here: {_counted(here)}")
     for folder, reason in skipped.items():
         print(f"  skipped {folder}: {reason}")
     for line in outlook(bundle.manifest, options, taken):
@@ -93,22 +90,13 @@ def complete_results(bundle: Bundle) -> dict[str, list[str]]:
 
 
 def _checked_mark(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The files that a mark lists. Raises ConfigError for one that this suite does not write."""
-    values: Any = bundle.json(name) if name in bundle.members else None
-    types = {**TYPES[_kind(name)], "files": dict, "folder": str, "checksum": str}
-    is_mark = isinstance(values, dict) and all(isinstance(values.get(key), type_) for key, type_ in types.items())
-    if is_mark and _kind(name) == "scores":
-        numbers = [*values["metrics"].values(), *values["n_videos"].values()]
-        is_mark = all(type(n) in (int, float) for n in numbers) and isinstance(values["contract"].get("metrics"), dict)
-    if not is_mark or not _is_sealed(values, name.split("/")[1]):
-        raise ConfigError(f"{bundle.path}: {name} in it is missing, or no mark of a result; ask for it again")
-    return values["files"]
-
-
-def _is_sealed(mark: Mapping[str, Any], folder: str) -> bool:
-    """Whether a mark is of this folder, and as it was written."""
+    """The files that a mark lists. Raises ConfigError for one that this suite does not write, or that was changed."""
+    mark = read_object(bundle.path, bundle.archive, name)
     content = {key: value for key, value in mark.items() if key != "checksum"}
-    return mark["folder"] == folder and mark["checksum"] == digest(content, 64)
+    is_sealed = mark.get("checksum") == digest(content, 64) and mark.get("folder") == name.split("/")[1]
+    if not is_sealed or not fits(mark, {**SHAPES[_kind(name)], "files": dict}):
+        raise ConfigError(f"{bundle.path}: {name} in it is no mark of a result; ask for it again")
+    return mark["files"]
 
 
 def _adopt(bundle: Bundle, new: Mapping[str, Sequence[str]], outputs: Path) -> dict[str, str]:
@@ -117,9 +105,10 @@ def _adopt(bundle: Bundle, new: Mapping[str, Sequence[str]], outputs: Path) -> d
     check_space("outputs", outputs, size, "choose another outputs=", "for the results")
     record = {
         "file": bundle.path.name,
-        "sha256": bundle.sha256(),
+        "sha256": sha256(bundle.path),
         "date": date.today().isoformat(),
         "commit": ", ".join(bundle.manifest["commits"]),
+        "adopted_there": bundle.manifest["adopted"],
     }
     staging, show, skipped = outputs / ".adopting", meter(size), {}
     with exclusive_lock(outputs / ".adopting.lock"):

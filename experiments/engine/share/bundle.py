@@ -11,13 +11,15 @@ Nothing else is accepted, so nothing in it is code or is unpickled. The same res
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import IO, Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from pw.io.arguments import ConfigError
-from pw.io.files import human_size, parse_json, sha256
+from pw.io.files import human_size, parse_json
 from pw.io.progress import Pace, ProgressLine
 
 KIND, VERSION = "pixelwizard ablation", 1
@@ -43,8 +45,12 @@ FILES = rf"""
     | ABLATION/(index\.html|table\.(md|tex|csv|json)|plot\.png|contact_sheet\.png)
     | ABLATION/page/[0-9a-f]{{1,64}}(-preview)?\.(png|mp4)
 """  # fmt: skip
-FIELDS = {"ablation": str, "title": str, "scale": str, "seeds": list, "words": list, "verdict": list, "commits": list,
-          "results": dict, "trainings": dict, "left_out": list, "members": dict}  # fmt: skip
+MANY = "*"  # any key, in a shape
+SHAPE = {
+    **{"ablation": str, "title": str, "scale": str, "seeds": [int], "words": [str], "verdict": [str], "commits": [str]},
+    **{"results": {MANY: str}, "trainings": {MANY: {"key": str, "code": str}}, "adopted": [str], "left_out": [str]},
+    "members": {MANY: {"size": int, "sha256": str}},
+}
 Progress = Callable[[int], None]  # called with the bytes of each block
 
 
@@ -52,6 +58,18 @@ def is_member(name: str, ablation: str) -> bool:
     """Whether a file of a shared ablation may have this name."""
     pattern = FILES.replace("SIGNATURE", "[0-9a-f]{8}").replace("ABLATION", re.escape(ablation))
     return re.fullmatch(pattern, name, re.VERBOSE | re.ASCII) is not None
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON has types such as {"seeds": [int], "results": {MANY: str}}; other keys may be there."""
+    match shape:
+        case list():
+            return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+        case {"*": inner}:
+            return isinstance(value, dict) and all(fits(item, inner) for item in value.values())
+        case dict():
+            return isinstance(value, dict) and all(fits(value.get(key), inner) for key, inner in shape.items())
+    return isinstance(value, shape)
 
 
 def summary(members: Iterable[str]) -> str:
@@ -92,15 +110,11 @@ def write_bundle(
 ) -> dict[str, Any]:
     """Write members (name -> file or content), then the manifest with their hashes; returns that. Raises OSError."""
     entries: dict[str, Any] = {}
-    with ZipFile(path, "w", allowZip64=True) as archive:
+    with ZipFile(path, "w") as archive:
         for name, source in sorted(members.items()):
-            if isinstance(source, bytes):
-                entries[name] = digest_of(source)
-                _add(archive, name, source)
-            else:
-                entries[name] = _add_file(archive, name, source, progress)
+            entries[name] = _add(archive, name, source, progress)
         complete = {"format": KIND, "version": VERSION, **manifest, "members": entries}
-        _add(archive, MANIFEST, (json.dumps(complete, indent=1, ensure_ascii=False) + "\n").encode())
+        _add(archive, MANIFEST, (json.dumps(complete, indent=1, ensure_ascii=False) + "\n").encode(), progress)
     return complete
 
 
@@ -113,17 +127,16 @@ def _info(name: str, size: int) -> ZipInfo:
     return info
 
 
-def _add(archive: ZipFile, name: str, data: bytes) -> None:
-    archive.writestr(_info(name, len(data)), data)
-
-
-def _add_file(archive: ZipFile, name: str, path: Path, progress: Progress) -> dict[str, Any]:
-    sha, size = hashlib.sha256(), path.stat().st_size
-    with path.open("rb") as source, archive.open(_info(name, size), "w") as target:
-        while block := source.read(BLOCK):
-            target.write(block)
-            sha.update(block)
-            progress(len(block))
+def _add(archive: ZipFile, name: str, source: Path | bytes, progress: Progress) -> dict[str, Any]:
+    sha = hashlib.sha256()
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        with archive.open(_info(name, size), "w") as target:
+            while block := file.read(BLOCK):
+                target.write(block)
+                sha.update(block)
+                progress(len(block))
     return {"size": size, "sha256": sha.hexdigest()}
 
 
@@ -147,9 +160,6 @@ class Bundle:
         """Bytes of all members."""
         return sum(entry["size"] for entry in self.members.values())
 
-    def sha256(self) -> str:
-        return sha256(self.path)
-
     def results(self) -> dict[str, list[str]]:
         """`train/<signature>`, `videos/<signature>`, … -> its members."""
         folders: dict[str, list[str]] = {}
@@ -157,15 +167,6 @@ class Bundle:
             if name.split("/")[0] in RESULTS:
                 folders.setdefault("/".join(name.split("/")[:2]), []).append(name)
         return folders
-
-    def json(self, name: str) -> Any:
-        """The value of a small member. Raises ConfigError."""
-        with refusing(self.path, name):
-            data = self.archive.read(name)
-        try:
-            return parse_json(data)
-        except ValueError as error:
-            raise ConfigError(f"{self.path}: {name} in it is no JSON ({error}); ask for it again") from error
 
     def verify(self, progress: Progress) -> None:
         """Read all members and compare their hashes. Raises ConfigError."""
@@ -229,78 +230,62 @@ def open_bundle(path: Path) -> Generator[Bundle]:
     with refusing(path):
         archive = ZipFile(path)
     with archive:
-        yield Bundle(path, archive, _checked_manifest(path, archive))
+        for fault in _faults([*archive.infolist()], path.stat().st_size):
+            raise ConfigError(f"{path}: {fault}; nothing was taken from it")
+        manifest = read_object(path, archive, MANIFEST)
+        for fault in _faults_of_manifest(manifest, archive.infolist()):
+            raise ConfigError(f"{path}: {fault}")
+        yield Bundle(path, archive, manifest)
 
 
-def _checked_manifest(path: Path, archive: ZipFile) -> dict[str, Any]:
-    entries = archive.infolist()
-    for info in entries:
-        if reason := _why_refused(info):
-            raise ConfigError(f"{path}: {info.orig_filename!r} in it {reason}; nothing was taken from it")
-    names = [info.filename for info in entries]
-    if twice := sorted(name for name in {*names} if names.count(name) > 1)[:1]:
-        raise ConfigError(f"{path}: {twice[0]!r} is in it twice; nothing was taken from it")
-    if sum(info.compress_size for info in entries) > path.stat().st_size:
-        raise ConfigError(f"{path}: files in it overlap; nothing was taken from it")
-    manifest = _read_manifest(path, archive)
-    foreign = [name for name in names if name != MANIFEST and not is_member(name, manifest["ablation"])]
-    if foreign:
-        raise ConfigError(f"{path}: {foreign[0]!r} is no file of a shared ablation; nothing was taken from it")
-    sizes = {info.filename: info.file_size for info in entries if info.filename != MANIFEST}
-    listed = {name: entry["size"] for name, entry in manifest["members"].items()}
-    if differing := sorted({name for name, _ in sizes.items() ^ listed.items()}):
-        raise ConfigError(f"{path}: {differing[0]!r} is not as its manifest says; nothing was taken from it")
-    return manifest
-
-
-def _why_refused(info: ZipInfo) -> str:
-    """What no shared ablation has, in words; else ""."""
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG) or info.is_dir():
-        return "is a link, a folder or a device"
-    if info.orig_filename != info.filename:
-        return "has a name that ends twice"
-    if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        return "is encrypted, or packed in another way"
-    if info.compress_type == ZIP_DEFLATED and info.file_size > LARGEST_TEXT:
-        return f"unpacks to {info.file_size:,} bytes"
-    if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
-        return "is not as long as it declares"
-    return ""
-
-
-def _read_manifest(path: Path, archive: ZipFile) -> dict[str, Any]:
-    if MANIFEST not in archive.namelist():
-        raise ConfigError(f"{path}: has no {MANIFEST}; expected a file that `pw share` wrote")
-    with refusing(path, MANIFEST):
-        data = archive.read(MANIFEST)
+def read_object(path: Path, archive: ZipFile, name: str) -> dict[str, Any]:
+    """The object of a small JSON file in a zip file. Raises ConfigError."""
+    if name not in archive.namelist():
+        raise ConfigError(f"{path}: has no {name}; expected a file that `pw share` wrote")
+    with refusing(path, name):
+        data = archive.read(name)
     try:
-        manifest = parse_json(data)
+        values = parse_json(data)
     except ValueError as error:
-        raise ConfigError(f"{path}: its {MANIFEST} is no JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != KIND:
-        raise ConfigError(f"{path}: its {MANIFEST} is of another program; expected a file that `pw share` wrote")
+        raise ConfigError(f"{path}: {name} in it is no JSON ({error}); ask for it again") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {name} in it is not what this suite writes; ask for it again")
+    return values
+
+
+def _faults(entries: Sequence[ZipInfo], size: int) -> Iterator[str]:
+    """What no shared ablation has in its list of contents. size: bytes of the zip file"""
+    for info in entries:
+        name = f"{info.orig_filename!r} in it"
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG) or info.is_dir():
+            yield f"{name} is a link, a folder or a device"
+        if info.orig_filename != info.filename:
+            yield f"{name} has a name that ends twice"
+        if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            yield f"{name} is encrypted, or packed in another way"
+        is_text = info.compress_type == ZIP_DEFLATED or info.filename.endswith(".json")
+        if is_text and info.file_size > LARGEST_TEXT:
+            yield f"{name} unpacks to {info.file_size:,} bytes"
+        if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
+            yield f"{name} is not as long as it declares"
+    yield from (f"{name!r} is in it twice" for name, n in Counter(i.filename for i in entries).items() if n > 1)
+    if sum(info.compress_size for info in entries) > size:
+        yield "files in it overlap"
+
+
+def _faults_of_manifest(manifest: Mapping[str, Any], entries: Sequence[ZipInfo]) -> Iterator[str]:
+    """What is wrong with a manifest, or in the zip file by its manifest."""
+    if manifest.get("format") != KIND:
+        yield f"its {MANIFEST} is of another program; expected a file that `pw share` wrote"
     if manifest.get("version") != VERSION:
-        raise ConfigError(
-            f"{path}: of version {manifest.get('version')!r}, this suite reads {VERSION}; update the suite"
-        )
-    if bad := [key for key, type_ in FIELDS.items() if not isinstance(manifest.get(key), type_)]:
-        raise ConfigError(f"{path}: its {MANIFEST} has no valid {bad[0]}; ask for it again")
-    if not _is_valid(manifest):
-        raise ConfigError(f"{path}: its {MANIFEST} holds values that this suite does not write; ask for it again")
-    return manifest
-
-
-def _is_valid(manifest: Mapping[str, Any]) -> bool:
-    """Whether the values inside the lists and dictionaries of a manifest have their types."""
-    texts: Sequence[Any] = [*manifest["words"], *manifest["verdict"], *manifest["commits"], *manifest["left_out"]]
-    members, trainings = manifest["members"].values(), manifest["trainings"].values()
-    return (
-        re.fullmatch(r"\w[\w.-]*", manifest["ablation"]) is not None
-        and manifest["ablation"] not in RESULTS
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(seed, int) for seed in manifest["seeds"])
-        and all(
-            isinstance(m, dict) and type(m.get("size")) is int and isinstance(m.get("sha256"), str) for m in members
-        )
-        and all(isinstance(t, dict) and {"key", "code"} <= t.keys() for t in trainings)
-    )
+        yield f"of version {manifest.get('version')!r}, this suite reads {VERSION}; update the suite"
+    is_name = re.fullmatch(r"\w[\w.-]*", str(manifest.get("ablation"))) and manifest["ablation"] not in RESULTS
+    if not is_name or not fits(manifest, SHAPE):
+        yield f"its {MANIFEST} holds values that this suite does not write; ask for it again"
+    sizes = {info.filename: info.file_size for info in entries if info.filename != MANIFEST}
+    for name in sizes:
+        if not is_member(name, manifest["ablation"]):
+            yield f"{name!r} is no file of a shared ablation; nothing was taken from it"
+    listed = {name: entry["size"] for name, entry in manifest["members"].items()}
+    for name in sorted({name for name, _ in sizes.items() ^ listed.items()}):
+        yield f"{name!r} is not as its manifest says; nothing was taken from it"

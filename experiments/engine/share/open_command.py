@@ -70,6 +70,7 @@ def described(manifest: Mapping[str, Any]) -> list[str]:
         *(f"  {line}" for line in manifest["verdict"]),
         f"scale {manifest['scale']}, seeds {seeds}; commit {', '.join(manifest['commits']) or 'unknown'}",
         summary(manifest["members"]),
+        *manifest["adopted"],
     ]
 
 

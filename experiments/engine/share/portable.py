@@ -32,7 +32,7 @@ class Portable:
             values = yaml.safe_load(config)
             for path in (Path(str(value_at(values, key) or "")) for key in PATH_KEYS):
                 if path.is_absolute():
-                    folders |= {str(path): path.name, str(path.parent): "."}
+                    folders |= {str(path): f"./{path.name}", str(path.parent): "."}  # `*.tar` alone is no YAML
         self.outputs = str(outputs)
         self.folders = {k: v for k, v in sorted(folders.items(), key=lambda pair: -len(pair[0])) if k != "/"}
 

@@ -17,6 +17,7 @@ from benchmarks.report.render import SIGNS
 from experiments.engine.ablation import names
 from experiments.engine.outcome.ablation_page import BESIDE
 from experiments.engine.outcome.result_files import read_result
+from experiments.engine.share.adopted import adopted_notes
 from experiments.engine.share.bundle import LOCK, meter, open_bundle, summary, write_bundle
 from experiments.engine.share.portable import Portable
 from experiments.engine.status import Outline, read_outline
@@ -176,6 +177,7 @@ def _manifest(
             for name, record in origins.items()
             if name in marked
         },
+        "adopted": adopted_notes([(t.kind, options.outputs / t.folder) for t in outline.tasks.values()]),
         "left_out": [f"{count} {what}" for what, count in contents.left_out.items()],
     }
 
