@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power record share open adopt lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -93,6 +93,15 @@ power: .venv/.ready ## the smallest difference that n prompts and m seeds can sh
 
 record: .venv/.ready ## keep an ablation's outcome in experiments/results, to be committed: make record name=ansc [args="outputs=DIR"]
 	@$(PW) record $(call given,name) $(args)
+
+share: .venv/.ready ## an ablation as one file for others: make share name=ansc [out=ansc.zip args="weights=true clips=true"]
+	@$(PW) share $(call given,name out) $(args)
+
+open: .venv/.ready ## show an ablation that somebody shared: make open file=ansc.zip [args="to=DIR"]
+	@$(PW) open $(call given,file) $(args)
+
+adopt: .venv/.ready ## take over the results of a shared ablation: make adopt file=ansc.zip [args="dry_run=true outputs=DIR"]
+	@$(PW) adopt $(call given,file) $(args)
 
 lint-paper: .venv/.ready ## recompute the paper's derived numbers and print what does not add up
 	@$(PW) lint-paper $(args)

@@ -50,6 +50,11 @@ VERBS = {
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
+    "share": Verb(
+        "experiments.engine.share.share_command", "an ablation as one file for others: name=ansc out=ansc.zip"
+    ),
+    "open": Verb("experiments.engine.share.open_command", "show an ablation that somebody shared: FILE.zip"),
+    "adopt": Verb("experiments.engine.share.adopt_command", "take over the results of a shared ablation: FILE.zip"),
     "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", exits_at_once=True),
     "sample": Verb(
         "experiments.engine.sample_command", "sample one run, which is trained first if need be", exits_at_once=True

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from benchmarks.metrics import lookup, protocols
 from experiments.engine.plan import Plan, starts
+from experiments.engine.share.adopted import adoption, spared
 from pw.cost.generation_cost import generation_cost
 from pw.cost.rates import tflops_of
 from pw.cost.training_cost import training_cost
@@ -192,14 +193,16 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
 
 
 def jobs_to_run(jobs: Sequence[Job], outputs: Path, removals: Sequence[Path] = ()) -> list[Job]:
-    """The jobs without a whole result. What one of them reads is checked to the last byte. removals: not results."""
+    """The jobs without a whole result, but not those that only adopted results were made from. What one of them reads
+    is checked to the last byte. removals: not results"""
     todo: list[Job] = []
     read: set[str] = set()
     for job in reversed(jobs):  # every job comes after those that it needs
         if job.folder(outputs) in removals or not job.is_done(outputs, thorough=job.key in read):
             todo.append(job)
             read.update(job.needs)
-    return todo[::-1]
+    unread = spared(jobs, {job.key for job in todo}, lambda job: adoption(job.folder(outputs)) is not None)
+    return [job for job in reversed(todo) if job.key not in unread]
 
 
 def probe_row(arm: str, value: Any) -> str:

@@ -26,6 +26,7 @@ from experiments.engine.plan import Plan, make_plan, other_code, start_words, st
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launcher, units
+from experiments.engine.share.adopted import adopted_notes
 from experiments.engine.status import outline, write_outline
 from pw.cost.rates import rate_text
 from pw.io.arguments import Command, ConfigError
@@ -245,6 +246,8 @@ def print_plan(
     code_notes = other_code(plan)
     hidden = len(code_notes) - CODE_NOTES
     notes += [*code_notes[:CODE_NOTES], f"and {hidden} more such notes"] if hidden > 1 else code_notes
+    outputs = plan.options.outputs
+    notes += adopted_notes([(job.kind, job.folder(outputs)) for job in jobs if job.folder(outputs) not in removals])
     if plan.options.fresh:
         verb = "would remove" if plan.options.dry_run else "removed"
         notes.append(f"fresh=true {verb} {len(removals)} folders of results; starts stay, other ablations share them")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.metrics import protocols
 from experiments.engine.ablation import AblationOptions, names
 from experiments.engine.ledger import Claim, Ledger
+from experiments.engine.share.adopted import adoption, spared
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.console import console
 from pw.io.files import parse_json, write_json
@@ -35,7 +36,8 @@ LOG_LINES = 4  # printed lines of the log of a failed job
 class JobOutline:
     """A job as `plan.json` stores it.
 
-    folder  results folder, relative to the outputs; total: updates of a training, clips of a sampling
+    folder     results folder, relative to the outputs; total: updates of a training, clips of a sampling
+    reference  folder of the evaluation clips of a sampling; empty in a plan.json of an earlier version
     """
 
     key: str
@@ -45,6 +47,7 @@ class JobOutline:
     needs: tuple[str, ...]
     total: int = 0
     metrics: tuple[str, ...] = ()
+    reference: str = ""
 
     def is_done(self, outputs: Path) -> bool:
         """Like `Job.is_done`, from files alone."""
@@ -89,6 +92,8 @@ class CellProgress:
 
 def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
     """The outline of a plan, which `plan.json` stores."""
+    from pw.sample.clip_folders import reference_folder
+
     cell_keys: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
     for row in rows:
         cell_keys[row.arm, row.seed].add(row.job.key)
@@ -103,7 +108,9 @@ def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
         total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
         metrics = tuple(job.score.get("metrics", ()))
         folder = str(job.folder(outputs).relative_to(outputs))
-        tasks[job.key] = JobOutline(job.key, job.label, job.kind, folder, job.needs, total, metrics)
+        is_sampling = job.kind == "sample"
+        reference = str(reference_folder(job.run, Path(), job.seed)) if is_sampling else ""
+        tasks[job.key] = JobOutline(job.key, job.label, job.kind, folder, job.needs, total, metrics, reference)
     return Outline(plan.name, cells, tasks)
 
 
@@ -129,6 +136,8 @@ def read_outline(name: str, outputs: Path) -> Outline | None:
 def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
     ledger = Ledger(outputs)
     done = {key for key, task in summary.tasks.items() if task.is_done(outputs)}
+    tasks = [*summary.tasks.values()]
+    done |= spared(tasks, summary.tasks.keys() - done, lambda task: adoption(outputs / task.folder) is not None)
     claims = {key: claim for key in summary.tasks if key not in done and (claim := ledger.read(key))}
     uses = Counter(key for keys in summary.cells.values() for key in keys)
 

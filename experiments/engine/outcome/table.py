@@ -13,11 +13,12 @@ from typing import Any
 from benchmarks import paper
 from benchmarks.measure.clips import table_contract
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
-from experiments.engine.job import Row, probe_row
+from experiments.engine.job import Row, all_jobs, probe_row
 from experiments.engine.outcome.other_code import other_code_notes
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
+from experiments.engine.share.adopted import adopted_notes
 from pw.io.manifest import whole
 from pw.run.compose import value_at
 from pw.sample.clip_folders import reference_folder, sample_folder
@@ -226,9 +227,11 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     if len(start_runs) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = _mark(reference_folder(run, outputs, plan.options.seeds[0]))
-    notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
+    floor = f"; floor: {reference['note']}" if reference.get("note") else ""  # none where only scores were adopted
+    notes.append(f"{run.sampling.count} clips and new noise per seed{floor}")
     notes += _unreadable_notes(plan)
     notes += other_code_notes(plan, rows)
+    notes += adopted_notes([(job.kind, job.folder(outputs)) for job in all_jobs(plan)[0]])
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"
         notes.append(f"{missing}: the others are tested by Holm over all of them")

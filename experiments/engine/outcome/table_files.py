@@ -67,8 +67,11 @@ def write_pictures(plan: Plan, result: dict[str, Any], failures: list[str]) -> N
     folder = plan.folder
 
     def draw_sheet() -> None:
+        if not any(blocks := _sheet_blocks(plan)):  # only scores were adopted
+            (folder / SHEET).unlink(missing_ok=True)
+            return
         with replacing(folder / SHEET) as partial:
-            contact_sheet(_sheet_blocks(plan), partial)
+            contact_sheet(blocks, partial)
 
     makers = {
         "plot.png": lambda: report.write(result, folder, ("plot.png",)),

@@ -1,0 +1,1 @@
+"""An ablation as one zip file: `pw share` writes it, `pw open` shows it, `pw adopt` takes its results over."""
