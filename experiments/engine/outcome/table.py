@@ -50,6 +50,8 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "contract": contract,
         "settings": plan.options.settings(),
         "versus": plan.ablation.versus,
+        "compared_with": f"the same arm by {plan.revisions[0].name}" if len(plan.revisions) > 1 else None,
+        "code": [[revision.name, revision.commit] for revision in plan.revisions],
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, comparison, scores, failures) for arm in plan.arms],
@@ -228,7 +230,7 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     reference = _mark(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     notes += _unreadable_notes(plan)
-    notes += other_code_notes(plan, rows)
+    notes += [*plan.code_notes, *other_code_notes(plan, rows)]
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"
         notes.append(f"{missing}: the others are tested by Holm over all of them")
