@@ -47,6 +47,8 @@ def primary_metric(result: Result) -> str | None:
 
 def compared_with(result: Result) -> str:
     """What an arm is compared with, as text: "the arm above", or the name of the first arm."""
+    if text := result.get("compared_with"):
+        return text
     across = result.get("across")
     suffix = f" at the same {across.rpartition('.')[2]}" if across else ""
     if result.get("versus", "above") == "above":

@@ -5,6 +5,7 @@ The result is a dictionary, the content of table.json:
     {"ablation", "title", "claim", "refuted", "scale", "seeds": [...], "contract": {...},
      "verdict": [{"clause", "answer": "holds" | "refuted" | "not resolved" | "not run", "evidence"}],
      "versus": "above" | "first", "primary": metric | null, "across": key | null,
+     "compared_with": text | null, "code": [[revision, commit]],
      "curve": {"key", "label", "lines": [{"name", "points": [[number, arm]]}]} | null,
      "arms": [{"name", "varied": {key: value}, "metrics": {metric: {"mean", "low", "high", "n"}},
                "values": {metric: {seed: value}},

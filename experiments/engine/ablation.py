@@ -221,6 +221,15 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _code(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.strip("[]").split(","))
+    if "as_trained" in names and len(names) > 1:
+        raise ValueError("as_trained takes what any version trained; give it alone, or give revisions")
+    if not all(names) or len(set(names)) < len(names) or any(name.startswith("-") for name in names):
+        raise ValueError("expected revisions of git, each once, e.g. main,my-branch; current is the code as it is")
+    return () if names == ("current",) else names
+
+
 def _outputs(text: str) -> Path:
     """An existing folder, even if it is only read: a table whose results are all there can be shown; or a new one."""
     return results_folder(text) if text and Path(text).expanduser().is_dir() else outputs_folder(text)
@@ -234,6 +243,9 @@ class AblationOptions:
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     columns: tuple[str, ...] = option((), "only these columns of the table, in this order; csv and json have all")
+    code: tuple[str, ...] = option(
+        (), "revisions of git that make the runs, compared: main,current; or as_trained: trainings of any", read=_code
+    )
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
     workers: int = option(0, "runs at a time; 0 is one per core", read=number(0, 1024))
     dry_run: bool = option(False, "print the plan and the commands without running them")
@@ -253,8 +265,9 @@ class AblationOptions:
         seeds = len(self.seeds) if is_count else f"[{','.join(map(str, self.seeds))}]"
         arms = [f"arms={','.join(self.arms)}"] if self.arms else []
         start = ["vary_start=true"] if self.vary_start else []
+        code = [f"code={','.join(self.code)}"] if self.code else []
         overrides = [word for word in self.overrides if not _is_of_tracking(word)]
-        return [f"seeds={seeds}", *arms, *start, *overrides]
+        return [f"seeds={seeds}", *arms, *start, *code, *overrides]
 
 
 def _is_of_tracking(word: str) -> bool:

@@ -6,7 +6,7 @@ and two ablations share their common jobs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from typing import Any, Literal
 from benchmarks.metrics import lookup, protocols
 from experiments.engine.plan import Plan, starts
 from experiments.engine.share.adopted import adoption, spared
+from experiments.engine.revisions.checkout import Revision
+from experiments.engine.revisions.revision_run import RevisionRun, make_elsewhere
 from pw.cost.generation_cost import generation_cost
 from pw.cost.rates import tflops_of
 from pw.cost.training_cost import training_cost
@@ -83,11 +85,14 @@ class Job:
 
 
 def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is_checked: bool = False) -> None:
-    """Run one job in this process.
+    """Run one job in this process, or, where another revision of the code makes its run, in one of that.
 
     progress    called with (done, total)
     is_checked  whether `preflight` has run on this machine
     """
+    if isinstance(job.run, RevisionRun) and job.kind != "score":
+        make_elsewhere(job.run, job.kind, outputs, job.limit, job.seed, progress)
+        return
     import torch
 
     from pw.sample.evaluate import sample
@@ -102,6 +107,13 @@ def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is
         from benchmarks.measure.clips import score_folder
 
         score_folder(**job.score)
+
+
+def served_by(job: Job, served: Mapping[Revision, Revision]) -> Job:
+    """The job, with the process that makes the runs of its revision, if there is one."""
+    if not isinstance(job.run, RevisionRun) or job.run.revision not in served:
+        return job
+    return replace(job, run=replace(job.run, revision=served[job.run.revision]))
 
 
 def train_key(run: Run) -> str:

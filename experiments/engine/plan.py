@@ -20,6 +20,8 @@ from typing import Any
 
 from experiments.engine.ablation import Ablation, AblationOptions, Probe, Statement, load
 from experiments.engine.outcome.verdict import check_claims
+from experiments.engine.revisions.checkout import Revision
+from experiments.engine.revisions.code_arms import by_revisions
 from pw.io import arguments
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
@@ -61,11 +63,15 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class Plan:
+    """What is compared. revisions: of the code, that make the arms; code_notes: what they are, and how they differ."""
+
     options: AblationOptions
     ablation: Ablation
     statement: Statement
     arms: tuple[Arm, ...]
     probes: tuple[ProbeRun, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    code_notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,9 +130,10 @@ def other_code(plan: Plan) -> list[str]:
     """Notes on trainings by another version of the code: those that rows use, and those that stay unused."""
     records = earlier_trainings(plan.options.outputs)
     notes: list[str] = []
-    for label, run in trainings(plan).values():
+    planned = trainings(plan)
+    for label, run in planned.values():
         same_runs = [record for record in records if run.card is None and record.key == run.training_key]
-        other_runs = [record for record in same_runs if record.folder.name != run.training_signature]
+        other_runs = [record for record in same_runs if record.folder.name not in planned]
         if run.is_as_trained:
             code = next((r.code for r in same_runs if r.folder.name == run.training_signature), "unknown")
             notes.append(f"{label}: {run.training_signature}, trained by another version of the code ({code})")
@@ -157,6 +164,8 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
         if override_key(override) == "seed":
             raise ConfigError(f"{override}: an ablation takes seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
     sweep_ablation, statement, overrides = _take_sweeps(options, ablation, statement)
+    is_as_trained = options.code == ("as_trained",)
+    overrides = (*overrides, "code=as_trained") if is_as_trained else overrides
     _check_overrides(ablation, options.name, overrides)
     is_swept, ablation = sweep_ablation.arms != ablation.arms, sweep_ablation
     chosen = [name for name in ablation.arms if is_swept or not options.arms or name in options.arms]
@@ -170,7 +179,8 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
             versus = arm.name if versus is None or ablation.versus == "above" else versus
     _check_controlled(ablation, arms)
     probes = () if ablation.probe is None else tuple(_probes(ablation.probe, arms))
-    return Plan(options, ablation, statement, tuple(arms), probes)
+    plan = Plan(options, ablation, statement, tuple(arms), probes)
+    return by_revisions(plan) if options.code and not is_as_trained else plan
 
 
 def _take_sweeps(

@@ -21,11 +21,12 @@ from typing import Any
 
 from experiments.engine.ablation import AblationOptions
 from experiments.engine.ablation_tracking import AblationTracking
-from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove
+from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove, served_by
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launcher, units
+from experiments.engine.revisions.revision_run import RevisionRun, servers
 from experiments.engine.share.adopted import adopted_notes
 from experiments.engine.status import outline, write_outline
 from pw.cost.rates import rate_text
@@ -94,7 +95,9 @@ def run(options: AblationOptions) -> int:
     if todo:
         threading.Thread(target=_import_report_modules, args=(_mlflow(plan) is not None,), daemon=True).start()
         try:
-            pool.run(todo, lambda: display.tick(pool))
+            revisions = [job.run.revision for job in todo if isinstance(job.run, RevisionRun) and job.kind != "score"]
+            with servers(revisions if isinstance(pool, Pool) else ()) as served:
+                pool.run([served_by(job, served) for job in todo], lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stop:
             display.line.clear()
             return print_stop(stop, pool.interrupt_message() if isinstance(pool, Queue) else RESUME)
@@ -134,6 +137,9 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
         raise ConfigError("fresh=true: deletes the results that code=as_trained reuses; set only one of them")
     for arm in plan.arms:
         launcher.check_run(arm.first)
+        if isinstance(launcher, Submitit) and isinstance(arm.first, RevisionRun) and arm.first.trainer.processes > 1:
+            reason = f"launcher=submitit trains {arm.first.trainer.processes} processes by the current code only"
+            raise ConfigError(f"code={arm.first.revision.name}: {reason}; set launcher=local")
     if isinstance(launcher, Submitit) and not plan.options.dry_run:
         launcher.check()
 
@@ -226,6 +232,9 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
         order = f" after {', '.join(unit.needs)}" if unit.needs else ""
         processes = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
         console.print(f"  queue job {unit.name}: {len(unit.jobs)} jobs{processes}{order}", markup=False)
+    folders = {job.run.revision.checkout_command for job in todo if isinstance(job.run, RevisionRun)}
+    for command in sorted(filter(None, folders)):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
     for job in todo:  # each command on one line, so that it can be copied
         if job.kind == "score":
             console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
@@ -233,7 +242,8 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
         words = [*job.run.config.overrides, *outputs_word(outputs)]
         if job.kind == "sample" and job.seed != job.run.seed:
             words.append(f"evaluation_seed={job.seed}")
-        console.print(f"  {command_line(job.kind, *words)}", markup=False, soft_wrap=True)
+        write = job.run.command if isinstance(job.run, RevisionRun) else command_line
+        console.print(f"  {write(job.kind, *words)}", markup=False, soft_wrap=True)
 
 
 def print_plan(
@@ -243,6 +253,7 @@ def print_plan(
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
     console.print(_arms(plan, {job.key for job in todo}))
     notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
+    notes += plan.code_notes
     code_notes = other_code(plan)
     hidden = len(code_notes) - CODE_NOTES
     notes += [*code_notes[:CODE_NOTES], f"and {hidden} more such notes"] if hidden > 1 else code_notes

@@ -26,6 +26,18 @@ IS_CHECKOUT = SUITE == ROOT
 OUTPUTS = (ROOT if IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd()) / "outputs"
 
 
+def run_git(folder: Path, *words: str, seconds: float = 10) -> str:
+    """The output of a call of git in a folder. Raises OSError without git, SubprocessError when the call fails."""
+    import subprocess
+
+    # set inside a hook of any repository; they would name that one
+    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    call = ["git", "-C", str(folder), *words]
+    return subprocess.run(
+        call, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds, check=True
+    ).stdout.strip()
+
+
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     """(commit of a checkout, whether it has changes or code that are not committed); None for both without git.
 
@@ -33,20 +45,13 @@ def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     """
     import subprocess
 
-    # set inside a hook of any repository; they would name that one
-    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-
-    def git(*words: str) -> str:
-        call = ["git", "-C", str(folder), *words]
-        return subprocess.run(
-            call, env=environment, capture_output=True, text=True, errors="replace", timeout=10, check=True
-        ).stdout.strip()
-
     try:
-        if git("rev-parse", "--show-cdup"):  # the way up to the top of the repository
+        if run_git(folder, "rev-parse", "--show-cdup"):  # the way up to the top of the repository
             return None, None
-        commit, dirty, _ = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").partition("-dirty")
-        return commit, bool(dirty or git("ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml"))
+        description = run_git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        commit, dirty, _ = description.partition("-dirty")
+        untracked = run_git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml")
+        return commit, bool(dirty or untracked)
     except (OSError, subprocess.SubprocessError):
         return None, None
 

@@ -107,15 +107,50 @@ def code_hash(roots: tuple[str, ...], exclude: frozenset[str] = frozenset()) -> 
                 case Member() if token.name not in exclude:
                     write(token.tokens)
 
+    refs, user_modules = _roots(roots)
+    for ref in refs:
+        write((ref,))
+    for ref in order:  # `write` appends to it
+        write(_tokens(ref, user_modules))
+    return sha.hexdigest()[:12]
+
+
+def _roots(roots: Sequence[str]) -> tuple[list[Ref], frozenset[str]]:
+    """(references to roots, user modules). Raises UnknownCode."""
     user_modules = _modules_of_user(frozenset(root.partition(".")[0] for root in roots) - {*PACKAGES})
+    refs = []
     for root in roots:
         definition, rest = _resolve(root, user_modules, is_root=True)
         if definition is None:
             raise UnknownCode(f"{root}: is defined in no source")
-        write((Ref(definition.module, ".".join([definition.name, *rest])),))
-    for ref in order:  # `write` appends to it
-        write(_tokens(ref, user_modules))
-    return sha.hexdigest()[:12]
+        refs.append(Ref(definition.module, ".".join([definition.name, *rest])))
+    return refs, user_modules
+
+
+def definitions(roots: Sequence[str], exclude: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Dotted name -> hash of every definition and method that `code_hash` of the same covers, each without what it
+    refers to: those of two versions say which functions differ. Raises UnknownCode for a root without a source."""
+    pending, user_modules = _roots(roots)
+    hashes: dict[str, str] = {}
+
+    def add(name: str, tokens: Sequence[Token]) -> None:
+        texts = []
+        for token in tokens:
+            match token:
+                case Ref():
+                    pending.append(token)
+                    texts.append(token.name)
+                case Member() if token.name not in exclude:
+                    add(token.name, token.tokens)
+                case str():
+                    texts.append(token)
+        hashes[name] = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+    while pending:
+        ref = pending.pop()
+        if str(ref) not in hashes and str(ref) not in exclude:
+            add(str(ref), _tokens(ref, user_modules))
+    return hashes
 
 
 def classes_of(value: Any) -> Iterator[str]:

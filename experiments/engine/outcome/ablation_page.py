@@ -11,6 +11,7 @@ from benchmarks.report.page import Evidence, evidence_of
 from benchmarks.report.page_media import Clip, ClipRow, most_clips
 from experiments.engine.compare.sides import Folder, config_difference
 from experiments.engine.plan import Plan
+from experiments.engine.revisions.revision_run import RevisionRun
 from pw.io.command_line import command_line
 from pw.io.manifest import DamagedResult, damaged_files, read_mark, whole
 from pw.run.build import Run
@@ -95,6 +96,8 @@ def _changes(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     def folder(run: Run) -> Folder:
         return Folder(sample_folder(run, plan.options.outputs, seed), seed, run)
 
+    if plan.code_notes:
+        yield "code", list(plan.code_notes)
     for arm in plan.arms:
         if arm.versus is not None:
             runs = arms[arm.versus].runs[seed], arm.runs[seed]
@@ -106,6 +109,8 @@ def _runs(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     outputs = plan.options.outputs
     command = command_line("ablation", *plan.options.words(), *outputs_word(outputs))
     yield plan.name, [("All of it; finished results are kept.", command)]
+    if checkouts := [(str(r), r.checkout_command) for r in plan.revisions if r.checkout_command]:
+        yield "code", checkouts
     for arm in plan.arms:
         lines = []
         for seed, run in arm.runs.items():
@@ -115,5 +120,6 @@ def _runs(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             words += [f"evaluation_seed={seed}"] if seed != run.seed else []
             line = f"seed {seed}: training {run.training_signature}, clips {run.sample_signature(seed)}; "
             line += f"commit {commit}, code {mark.get('code', 'unknown')}"
-            lines.append((line, command_line("sample", *words)))
+            write = run.command if isinstance(run, RevisionRun) else command_line
+            lines.append((line, write("sample", *words)))
         yield arm.name, lines

@@ -51,6 +51,8 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "contract": contract,
         "settings": plan.options.settings(),
         "versus": plan.ablation.versus,
+        "compared_with": f"the same arm by {plan.revisions[0].name}" if len(plan.revisions) > 1 else None,
+        "code": [[revision.name, revision.commit] for revision in plan.revisions],
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, comparison, scores, failures) for arm in plan.arms],
@@ -230,7 +232,7 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     floor = f"; floor: {reference['note']}" if reference.get("note") else ""  # none where only scores were adopted
     notes.append(f"{run.sampling.count} clips and new noise per seed{floor}")
     notes += _unreadable_notes(plan)
-    notes += other_code_notes(plan, rows)
+    notes += [*plan.code_notes, *other_code_notes(plan, rows)]
     notes += adopted_notes([(job.kind, job.folder(outputs)) for job in all_jobs(plan)[0]])
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"

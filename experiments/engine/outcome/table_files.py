@@ -95,7 +95,8 @@ def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
     def identity(table: Mapping[str, Any]) -> list[Any]:
         contract = table.get("contract")  # other clips may have the same path
         contract = contract if isinstance(contract, Mapping) else {}
-        return [table.get("settings"), *(contract.get(key) for key in ("data", "clips_fingerprint", "scale"))]
+        code = table.get("code") or []  # a branch may have moved
+        return [table.get("settings"), code, *(contract.get(key) for key in ("data", "clips_fingerprint", "scale"))]
 
     if not (folder / "table.json").exists():
         return None
