@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from benchmarks.metrics import lookup, protocols
 from experiments.engine.plan import Plan, starts
-from experiments.engine.share.adopted import adoption, spared
 from experiments.engine.revisions.checkout import Revision
 from experiments.engine.revisions.revision_run import RevisionRun, make_elsewhere
+from experiments.engine.share.adopted import adoption, spared
 from pw.cost.generation_cost import generation_cost
 from pw.cost.rates import tflops_of
 from pw.cost.training_cost import training_cost

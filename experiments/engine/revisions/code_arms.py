@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.engine.revisions.checkout import Revision, changed_lines, revisions
 from experiments.engine.revisions.revision_run import RevisionRun, describe
 from pw.io.arguments import ConfigError
-from pw.run.compose import leaves
+from pw.run.build import Run
+from pw.run.compose import leaves, override_key
 
 if TYPE_CHECKING:
     from experiments.engine.plan import Arm, Plan
@@ -29,9 +30,10 @@ def by_revisions(plan: Plan) -> Plan:
     """
     options = plan.options
     versions = revisions(options.code, options.outputs)
-    runs = [(run.config.overrides, seed) for arm in plan.arms for seed, run in arm.runs.items()]
+    runs = [(seed, run) for arm in plan.arms for seed, run in arm.runs.items()]
     with ThreadPoolExecutor() as threads:
-        descriptions = list(threads.map(lambda version: describe(version, runs), versions))
+        described_by = lambda version: describe(version, [(_words(version, run), seed) for seed, run in runs])  # noqa: E731
+        descriptions = list(threads.map(described_by, versions))
     answers = []
     for version, described in zip(versions, descriptions, strict=True):
         rest = iter(described)
@@ -60,6 +62,12 @@ def by_revisions(plan: Plan) -> Plan:
     )
 
 
+def _words(version: Revision, run: Run) -> tuple[str, ...]:
+    """The words of a run for a revision; those of `tracking` change no result, and older ones do not have them."""
+    is_older = not (version.folder / "conf" / "tracking").is_dir()
+    return tuple(word for word in run.config.overrides if not (is_older and override_key(word).startswith("tracking")))
+
+
 def _arms(arm: Arm, versions: Sequence[Revision], answers: Sequence[Answers]) -> Iterator[Arm]:
     """An arm by each revision, without those that are the same run as one before."""
     signatures, first = set(), None
@@ -70,7 +78,7 @@ def _arms(arm: Arm, versions: Sequence[Revision], answers: Sequence[Answers]) ->
             continue
         signatures.add(signature)
         runs = {
-            seed: RevisionRun.of(run, answer=of_arm[seed], revision=version, words=run.config.overrides)
+            seed: RevisionRun.of(run, answer=of_arm[seed], revision=version, words=_words(version, run))
             for seed, run in arm.runs.items()
         }
         if len(versions) == 1:
@@ -135,7 +143,7 @@ def _arm_differences(first: Revision, version: Revision, a: Mapping[int, Any], b
             yield f"what computes its {what} has changed: {_listed(changes)}"
     values = leaves(left["config"]["values"]), leaves(right["config"]["values"])
     keys = [k for k in dict.fromkeys([*values[0], *values[1]]) if values[0].get(k) != values[1].get(k)]
-    if keys := [key for key in keys if not key.endswith("_target_")]:
+    if keys := [key for key in keys if not key.endswith("_target_") and not key.startswith("tracking")]:
         yield f"conf/ has changed: {_listed([f'{k} {values[0].get(k)} → {values[1].get(k)}' for k in keys])}"
     if not keys and not any(named.values()):
         yield "no definition that computes these runs differs, but their signatures do: how they are made has changed"

@@ -38,7 +38,7 @@ LARGEST_TEXT = 2**26  # bytes of a file that is deflated, unpacked
 BLOCK = 2**20
 FILES = rf"""
     {LOCK}
-    | train/SIGNATURE/(config\.yaml|metrics\.jsonl|done\.json|(ema|online)\.safetensors)
+    | train/SIGNATURE/(config\.yaml|(metrics|diagnostics)\.jsonl|done\.json|(ema|online)\.safetensors)
     | videos/SIGNATURE/(config\.yaml|done\.json|((anchors|native)/)?[0-9]{{4,9}}\.mkv)
     | reference/SIGNATURE/(done\.json|(real|real_b|anchor(_b)?-SIGNATURE)/[0-9]{{4,9}}\.mkv)
     | scores/SIGNATURE/scores\.(json|csv)

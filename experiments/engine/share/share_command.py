@@ -25,6 +25,7 @@ from pw.io.arguments import Command, ConfigError, did_you_mean, option
 from pw.io.files import check_space, human_size, parse_json, replacing, writable_file
 from pw.io.manifest import DamagedResult, check
 from pw.io.paths import OUTPUTS, ROOT
+from pw.run.compose import override_key
 from pw.train.loop import results_folder
 from pw.train.record import earlier_trainings
 
@@ -93,7 +94,8 @@ def _read_latest(name: str, outputs: Path) -> tuple[Outline, dict[str, Any]]:
         hint = "" if name in names() else did_you_mean(name, names())
         raise ConfigError(f"name={name}: has no table and page in {folder}; {hint or remedy}")
     table = read_result(folder / "table.json", TABLE, remedy)
-    words = parse_json((folder / "plan.json").read_text()).get("words")
+    words = parse_json((folder / "plan.json").read_text()).get("words") or []
+    words = [word for word in words if override_key(word).split(".")[0] != "tracking"]  # no part of a table's settings
     if words != [f"name={name}", *table["settings"]]:
         raise ConfigError(f"name={name}: its table is of an earlier call; run the latest call again to its end")
     return outline, table
