@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
 from pw.io.arguments import Command, ConfigError, number, option
+from pw.io.host import LOCAL, check_port
 from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
@@ -23,8 +22,6 @@ from pw.tracking.mlflow_log import (
     mlflow_folder,
     prepare_database,
 )
-
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,14 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
     home = mlflow_folder(outputs)
     if not (home / "mlflow.db").exists():
         raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
-    if not _is_free(port):
-        free_port = next((p for p in range(port + 1, min(port + 100, 65536)) if _is_free(p)), None)
-        advice = f"; port={free_port} is free" if free_port else ""
-        raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
+    check_port(port, "an MLflow UI already open")
     try:
         with locked_database(home):
             prepare_database(home)
             pages = page_urls(outputs, port)
     except TrackingError as error:
         raise ConfigError(str(error)) from error
-    print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
+    print(f"MLflow on http://{LOCAL}:{port} in about 20 seconds; Ctrl-C stops it")
     for ablation, urls in pages.items():
         print(f"\n{ablation}, latest table")
         print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
@@ -65,7 +59,7 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
     pages = {}
     for name, table in latest_tables(mlflow_folder(outputs)).items():
         rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
-        ui = f"http://{HOST}:{port}/#"
+        ui = f"http://{LOCAL}:{port}/#"
         pages[name] = {
             "runs": f"{ui}/experiments/{table.experiment}/runs?viewStateShareKey={VIEW}",
             "compare": f"{ui}/compare-runs?runs={rows}&experiments={quote(json.dumps([table.experiment]))}",
@@ -78,19 +72,10 @@ def ui_command(outputs: Path, port: int) -> list[str]:
     home = mlflow_folder(outputs)
     store = database_url(home)
     return [
-        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *(sys.executable, "-m", "mlflow", "server", "--host", LOCAL, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--registry-store-uri", store),
         *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
     ]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        with suppress(OSError):
-            probe.bind((HOST, port))
-            return True
-    return False
 
 
 main = Command(MlflowOptions, run_mlflow)

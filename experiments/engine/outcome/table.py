@@ -14,6 +14,7 @@ from benchmarks import paper
 from benchmarks.measure.clips import table_contract
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, probe_row
+from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
@@ -63,6 +64,8 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "notes": _notes(plan, rows, comparison.primary),
         "shown_columns": list(plan.options.columns),
     }
+    if votes := votes_of(plan, rows):
+        result["votes"] = votes
     if plan.ablation.paper:
         result["order_as_in_paper"] = _order_as_in_paper(plan, arms)
     return result
