@@ -88,8 +88,8 @@ def run(options: VotePowerOptions) -> int:
         table.add_row(f"{100 * row['share']:g} %", f"{100 * row['power']:.0f} %", simulated, *needed)
     terminal.print(table)
     terminal.print(
-        f"on the right: votes of each judge for {100 * options.power:g} % power; – no number is enough, as judges and clips "
-        "differ by more: ask more judges, or show more clips. One judge speaks for no other."
+        f"on the right: votes of each judge for {100 * options.power:g} % power; – no number is enough, as judges and "
+        "clips differ by more: ask more judges, or show more clips. One judge speaks for no other."
     )
     if options.out is not None:
         write_json(options.out, answer)
