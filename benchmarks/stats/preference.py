@@ -34,7 +34,7 @@ class Vote(NamedTuple):
     clip: str
 
 
-class Share(NamedTuple):
+class VoteShare(NamedTuple):
     """A share of votes with its 95 % interval, and p of one half; None where votes cannot tell."""
 
     share: float
@@ -92,12 +92,12 @@ class Fit(NamedTuple):
         p = 2 * stdtr(df, -abs(middle) / error)
         return middle, float(stdtrit(df, (1 + LEVEL) / 2) * error), float(np.clip(p, 0, 1))
 
-    def share(self, weights: np.ndarray) -> Share:
+    def share(self, weights: np.ndarray) -> VoteShare:
         """`test` as a share."""
         middle, half, p = self.test(weights)
         if half is None:
-            return Share(_logistic(middle))
-        return Share(_logistic(middle), _logistic(middle - half), _logistic(middle + half), p)
+            return VoteShare(_logistic(middle))
+        return VoteShare(_logistic(middle), _logistic(middle - half), _logistic(middle + half), p)
 
 
 def fit(design: np.ndarray, score: np.ndarray, ties: np.ndarray, judges: Sequence[str], clips: Sequence[str]) -> Fit:
@@ -143,11 +143,11 @@ class Preferences:
     fit: Fit
     n: int
 
-    def share(self, arm: str, other: str) -> Share:
+    def share(self, arm: str, other: str) -> VoteShare:
         """The share of votes for `arm` against `other`, also if they were never shown together."""
         return self.fit.share(self._strength(arm) - self._strength(other))
 
-    def mean_share(self, arm: str) -> Share:
+    def mean_share(self, arm: str) -> VoteShare:
         """The mean share of an arm against each of the others; interval by the delta method on the log-odds."""
         import numpy as np
 
@@ -158,9 +158,9 @@ class Preferences:
         gradient = sum(slope * w for slope, w in zip(slopes, weights, strict=True)) / len(others) / (mean * (1 - mean))
         _, half, _ = self.fit.test(gradient)
         if half is None:
-            return Share(mean)
+            return VoteShare(mean)
         middle = math.log(mean / (1 - mean))
-        return Share(mean, _logistic(middle - half), _logistic(middle + half))
+        return VoteShare(mean, _logistic(middle - half), _logistic(middle + half))
 
     def best(self) -> str | None:
         """The arm that is significantly preferred to every other one (the largest p decides), or None."""
@@ -170,7 +170,7 @@ class Preferences:
         return None
 
     @property
-    def left(self) -> Share:
+    def left(self) -> VoteShare:
         """The share of votes for the left clip, were both alike."""
         import numpy as np
 
@@ -199,7 +199,7 @@ def preferences(votes: Sequence[Vote], arms: Sequence[str]) -> Preferences:
     return Preferences(names, fitted, len(votes))
 
 
-def mean_of(agrees: Sequence[float], judges: Sequence[str], clips: Sequence[str]) -> Share:
+def mean_of(agrees: Sequence[float], judges: Sequence[str], clips: Sequence[str]) -> VoteShare:
     """The share of ones with the same interval: a fit of the mean alone, with one tie more."""
     import numpy as np
 

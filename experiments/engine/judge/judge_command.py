@@ -38,7 +38,7 @@ from experiments.engine.outcome.verdict import clauses_of
 from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
 from pw.io.console import one_line, print_line
-from pw.io.files import check_writable, parse_json
+from pw.io.files import check_writable, exclusive_lock, parse_json
 from pw.io.host import check_port
 from pw.io.paths import OUTPUTS
 from pw.train.loop import results_folder
@@ -50,12 +50,6 @@ def _judge(text: str) -> str:
     if text != one_line(text).strip() or len(text) > 60:
         raise ValueError("expected a name of at most 60 characters")
     return text
-
-
-def _file(text: str) -> Path:
-    if not (path := Path(text).expanduser()).is_file():
-        raise ValueError("there is no such file")
-    return path
 
 
 def _new_folder(text: str) -> Path:
@@ -75,7 +69,7 @@ class JudgeOptions:
     arms: tuple[str, ...] = option((), "only these arms, two or more")
     port: int = option(8000, "where the page is served, on 127.0.0.1", read=number(1024, 65535))
     export: Path | None = option(None, "write the page to this new folder, instead of serving it", read=_new_folder)
-    add: Path | None = option(None, "take in a file of answers that an exported page saved", read=_file)
+    add: Path | None = option(None, "take in a file of answers that an exported page saved")
     report: bool = option(False, "print judges, arms, and which metrics agree with people")
     outputs: Path = option(OUTPUTS, "where the clips are", read=results_folder)
 
@@ -90,7 +84,13 @@ class JudgeOptions:
 
 def run(options: JudgeOptions) -> int:
     """Serve, export, take in or report. Exit status 0. Raises ConfigError."""
-    plan = latest_plan(options.name, options.outputs)
+    if options.add is not None and not options.add.is_file():
+        raise ConfigError(f"add={options.add}: there is no such file")
+    if options.judge and options.export is None:
+        check_port(options.port, "another judge")
+    words, known = latest_call(options.name, options.outputs)
+    arms = _arms(options.arms, known)
+    plan = make_plan(parse([*words, f"outputs={options.outputs}"]))
     folder = votes_folder(plan)
     if options.report:
         votes = votes_of(plan, all_jobs(plan)[1])
@@ -103,12 +103,8 @@ def run(options: JudgeOptions) -> int:
         answered = len(VoteFile(vote_plan, folder).answers)
         print(f"{vote_plan.judge}: {new} new answers, {answered} of {len(vote_plan.pairs)} in all")
         return write_again(plan)
-    arms = _arms(options, plan)
-    if options.export is None:
-        check_port(options.port, "another judge")
     check_writable("outputs", folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".plans.lock"):
+    with exclusive_lock(folder / ".plans.lock"):
         vote_plan, shown = plan_for(options, plan, arms, clips_of(plan))
     if options.export is not None:
         export(vote_plan, shown, options.export)
@@ -118,18 +114,26 @@ def run(options: JudgeOptions) -> int:
     return serve(plan, vote_plan, shown, options.port)
 
 
-def latest_plan(name: str, outputs: Path) -> Plan:
-    """The plan of the latest call of an ablation. Raises ConfigError if there is none."""
+def latest_call(name: str, outputs: Path) -> tuple[list[str], list[str]]:
+    """(words, arms) of the latest call of an ablation. Raises ConfigError if there is none."""
     if name not in names():
         raise ConfigError(f"name={name}: no such ablation; {did_you_mean(name, names())}there are {', '.join(names())}")
-    path = outputs / name / "plan.json"
     try:
-        words = parse_json(path.read_text(encoding="utf-8"))["words"]
+        record = parse_json((outputs / name / "plan.json").read_text(encoding="utf-8"))
+        return record["words"], list(dict.fromkeys(arm for arm, *_ in record["cells"]))
     except (OSError, ValueError, LookupError, TypeError):
-        raise ConfigError(
-            f"name={name}: has not run in {outputs}; `make ablation name={name}` makes its clips"
-        ) from None
-    return make_plan(parse([*words, f"outputs={outputs}"]))
+        message = f"name={name}: has not run in {outputs}; `make ablation name={name}` makes its clips"
+        raise ConfigError(message) from None
+
+
+def _arms(chosen: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    for arm in chosen:
+        if arm not in known:
+            raise ConfigError(f"arms={arm}: no such arm; {did_you_mean(arm, known)}there are {', '.join(known)}")
+    arms = chosen or known
+    if len(set(arms)) < max(2, len(arms)):
+        raise ConfigError(f"arms={','.join(arms)}: expected two arms or more, each once")
+    return arms
 
 
 def plan_for(options: JudgeOptions, plan: Plan, arms: Sequence[str], clips: Clips) -> tuple[VotePlan, Shown]:
@@ -160,17 +164,6 @@ def plan_for(options: JudgeOptions, plan: Plan, arms: Sequence[str], clips: Clip
         print_line(f"votes={options.votes}: {options.judge} has not seen {asked} pairs of clips yet; all are asked")
     vote_plan.write(folder)
     return vote_plan, shown
-
-
-def _arms(options: JudgeOptions, plan: Plan) -> tuple[str, ...]:
-    known = [arm.name for arm in plan.arms]
-    arms = options.arms or tuple(known)
-    for arm in arms:
-        if arm not in known:
-            raise ConfigError(f"arms={arm}: no such arm; {did_you_mean(arm, known)}there are {', '.join(known)}")
-    if len(set(arms)) < max(2, len(arms)):
-        raise ConfigError(f"arms={','.join(arms)}: expected two arms or more, each once")
-    return arms
 
 
 def _print_gaps(gaps: Sequence[str]) -> None:

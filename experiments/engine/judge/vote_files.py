@@ -26,7 +26,7 @@ MOST_BYTES = 2**24
 LONGEST_MS = 2**53
 
 Answers = dict[str, tuple[str, int]]
-"""Pair -> (choice, milliseconds), in the order of the answers."""
+"""ClipPair -> (choice, milliseconds), in the order of the answers."""
 
 
 class VoteFile:

@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
 from benchmarks.report.judge_page import judge_html
 from benchmarks.report.page_media import Clip, make_media
 from experiments.engine.judge.vote_files import Answers
@@ -34,11 +32,9 @@ def prepare(plan: VotePlan, clips: Clips, folder: Path) -> tuple[Shown, dict[str
         for pair in plan.pairs
         for side, media in zip(pair.sides, pair.media, strict=True)
     }
-    with FileLock(folder / ".media.lock"):
-        sources = {media: _source(clips, *of, folder / "checks") for media, of in wanted.items()}
-        by_name = {_name(*of): sources[media] for media, of in wanted.items()}
-        made = make_media([("", by_name)], folder / "media", is_shared=True)
-    entries = dict(zip(made.names, made.rows[0][1], strict=True)) if by_name else {}
+    sources = {_name(*of): _source(clips, *of, folder / "checks") for of in wanted.values()}
+    made = make_media([("", sources)], folder / "media", is_shared=True)
+    entries = dict(zip(made.names, made.rows[0][1], strict=True))
     shown, gaps = Shown({}, {}), {}
     for media, of in wanted.items():
         entry = entries[_name(*of)]

@@ -38,7 +38,7 @@ Clips = Mapping[str, Mapping[Place, Clip]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ClipPair:
     """Two clips beside each other, left and right.
 
     kind   "arms", "degraded" or "same"
@@ -63,7 +63,7 @@ class VotePlan:
     judge: str
     key: str
     exported: bool
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ClipPair, ...]
 
     @property
     def shown(self) -> str:
@@ -86,7 +86,7 @@ def read_plan(path: Path) -> VotePlan:
     del values["format"]
     lists: list[dict[str, Any]] = values.pop("pairs")
     lists = [{key: tuple(value) if isinstance(value, list) else value for key, value in pair.items()} for pair in lists]
-    pairs = tuple(Pair(**pair) for pair in lists)
+    pairs = tuple(ClipPair(**pair) for pair in lists)
     return VotePlan(**values, pairs=pairs)
 
 
@@ -142,7 +142,7 @@ def draw_plan(
         return media.setdefault((side, place), secrets.token_hex(8)) if kind == "arms" else secrets.token_hex(8)
 
     pairs = tuple(
-        Pair(secrets.token_hex(8), kind, *place, sides, tuple(_hash(clips, side, place) for side in sides),
+        ClipPair(secrets.token_hex(8), kind, *place, sides, tuple(_hash(clips, side, place) for side in sides),
              tuple(shown(kind, side, place) for side in sides))
         for kind, place, sides in drawn
     )  # fmt: skip
@@ -154,7 +154,7 @@ def _hash(clips: Clips, side: str, place: Place) -> str:
     return clip.sha256 if clip else ""
 
 
-def is_current(pair: Pair, clips: Clips) -> bool:
+def is_current(pair: ClipPair, clips: Clips) -> bool:
     """Whether its clips are those that the arms have now; trained or sampled again they are others."""
     return all(
         _hash(clips, side, (pair.seed, pair.name)) == of for side, of in zip(pair.sides, pair.clips, strict=True)

@@ -17,10 +17,10 @@ from typing import Any
 from benchmarks.metrics import lookup
 from benchmarks.report.render import p_text
 from benchmarks.stats.comparison import distance, improves
-from benchmarks.stats.preference import Share, Vote, mean_of, preferences
+from benchmarks.stats.preference import Vote, VoteShare, mean_of, preferences
 from experiments.engine.job import Row
 from experiments.engine.judge.vote_files import SCORES, VoteFile
-from experiments.engine.judge.vote_plan import REAL, Pair, clips_of, is_current, read_plans, votes_folder
+from experiments.engine.judge.vote_plan import REAL, ClipPair, clips_of, is_current, read_plans, votes_folder
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.plan import Plan
 from pw.io.files import read_csv
@@ -41,7 +41,7 @@ class Judge:
     """
 
     name: str
-    votes: list[tuple[Pair, float]] = field(default_factory=list)
+    votes: list[tuple[ClipPair, float]] = field(default_factory=list)
     checks: int = 0
     failed: int = 0
     alike: int = 0
@@ -50,7 +50,7 @@ class Judge:
     gaps: int = 0
     milliseconds: list[int] = field(default_factory=list)
 
-    def take(self, pair: Pair, choice: str, milliseconds: int, *, is_current: bool) -> None:
+    def take(self, pair: ClipPair, choice: str, milliseconds: int, *, is_current: bool) -> None:
         if choice == "gap":
             self.gaps += 1
             return
@@ -122,19 +122,19 @@ def votes_of(plan: Plan, rows: Sequence[Row]) -> dict[str, Any] | None:
     return {**result, "notes": notes}
 
 
-def _percent(share: Share) -> dict[str, Any]:
+def _percent(share: VoteShare) -> dict[str, Any]:
     values = {"mean": share.share, "low": share.low, "high": share.high}
     return {key: None if value is None else 100 * value for key, value in values.items()}
 
 
-def _net(share: Share) -> dict[str, Any]:
+def _net(share: VoteShare) -> dict[str, Any]:
     """Votes for an arm minus votes against it, in points; two arms' shares differ by as much."""
     values = {"diff": share.share, "low": share.low, "high": share.high}
     points = {key: None if value is None else 100 * (2 * value - 1) for key, value in values.items()}
     return {**points, "p": share.p, "p_adjusted": share.p, "verdict": share.verdict, "diff_of": "value"}
 
 
-def _text(share: Share) -> str:
+def _text(share: VoteShare) -> str:
     if share.low is None or share.high is None:
         return f"{100 * share.share:.0f} %"
     p = f", {p_text(share.p)}" if share.p is not None else ""
@@ -184,7 +184,7 @@ def _agreement(plan: Plan, rows: Sequence[Row], judges: Sequence[Judge]) -> list
     return sorted(result, key=lambda entry: -entry["mean"])
 
 
-def _prefers_left(metric: str, pair: Pair, values: Mapping[tuple[str, int], Values]) -> bool | None:
+def _prefers_left(metric: str, pair: ClipPair, values: Mapping[tuple[str, int], Values]) -> bool | None:
     """Whether a metric prefers the left clip; None if it has no preference."""
     direction = lookup(metric).direction
     left, right = (values.get((side, pair.seed), {}).get(metric, {}) for side in pair.sides)
