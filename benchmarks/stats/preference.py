@@ -183,12 +183,17 @@ class Preferences:
 
 
 def preferences(votes: Sequence[Vote], arms: Sequence[str]) -> Preferences:
-    """Fit the votes. arms: their order; those without a vote are left out. Raises ValueError without a vote."""
+    """Fit the votes. arms: their order; those that no vote links to the others are left out, with their votes.
+
+    Raises ValueError without a vote.
+    """
     import numpy as np
 
     if not votes:
         raise ValueError("no votes to estimate from")
-    names = tuple(arm for arm in arms if any(arm in vote[:2] for vote in votes))
+    linked = _linked(votes)
+    names = tuple(arm for arm in arms if arm in linked)
+    votes = [vote for vote in votes if vote.left in linked]
     row = np.eye(len(names) + 1)
     index = {arm: i for i, arm in enumerate(names)}
     shown = {tuple(sorted(vote[:2], key=names.index)) for vote in votes}
@@ -197,6 +202,15 @@ def preferences(votes: Sequence[Vote], arms: Sequence[str]) -> Preferences:
     judges, clips = [vote.judge for vote in votes], [vote.clip for vote in votes]
     fitted = fit(design[:, 1:], np.array([vote.score for vote in votes]), ties[:, 1:], judges, clips)
     return Preferences(names, fitted, len(votes))
+
+
+def _linked(votes: Sequence[Vote]) -> set[str]:
+    """The arms that votes link, directly or over others; of several such sets the one with the most votes."""
+    groups: list[set[str]] = []
+    for pair in dict.fromkeys(frozenset(vote[:2]) for vote in votes):
+        joined = [group for group in groups if group & pair]
+        groups = [group for group in groups if group not in joined] + [set(pair).union(*joined)]
+    return max(groups, key=lambda group: sum(vote.left in group for vote in votes))
 
 
 def mean_of(agrees: Sequence[float], judges: Sequence[str], clips: Sequence[str]) -> VoteShare:

@@ -14,7 +14,7 @@ from pw.io.arguments import ConfigError
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 QUOTA = GROUPS / "cpu.max"
-LOCAL = "127.0.0.1"  # where every server of the suite listens, and nowhere else
+HOST = "127.0.0.1"  # where every server of the suite listens, and nowhere else
 
 
 def usable_cores() -> int:
@@ -88,6 +88,6 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         with suppress(OSError):
-            probe.bind((LOCAL, port))
+            probe.bind((HOST, port))
             return True
     return False

@@ -11,7 +11,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from pw.io.arguments import Command, ConfigError, number, option
-from pw.io.host import LOCAL, check_port
+from pw.io.host import HOST, check_port
 from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
@@ -45,7 +45,7 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
             pages = page_urls(outputs, port)
     except TrackingError as error:
         raise ConfigError(str(error)) from error
-    print(f"MLflow on http://{LOCAL}:{port} in about 20 seconds; Ctrl-C stops it")
+    print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
     for ablation, urls in pages.items():
         print(f"\n{ablation}, latest table")
         print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
@@ -59,7 +59,7 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
     pages = {}
     for name, table in latest_tables(mlflow_folder(outputs)).items():
         rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
-        ui = f"http://{LOCAL}:{port}/#"
+        ui = f"http://{HOST}:{port}/#"
         pages[name] = {
             "runs": f"{ui}/experiments/{table.experiment}/runs?viewStateShareKey={VIEW}",
             "compare": f"{ui}/compare-runs?runs={rows}&experiments={quote(json.dumps([table.experiment]))}",
@@ -72,7 +72,7 @@ def ui_command(outputs: Path, port: int) -> list[str]:
     home = mlflow_folder(outputs)
     store = database_url(home)
     return [
-        *(sys.executable, "-m", "mlflow", "server", "--host", LOCAL, "--port", str(port), "--workers", "1"),
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--registry-store-uri", store),
         *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
     ]

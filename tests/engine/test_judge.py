@@ -483,6 +483,13 @@ class TestTheReport:
         assert json.loads(report.to_json(result))["votes"]["n"] == 24
         assert [line.split(",")[0] for line in lines] == [*ARMS, "ceiling", "floor"]
 
+    def test_costs_no_table_if_it_cannot_be_read(self, plan: Plan) -> None:
+        file = answer(plan, drawn(plan)[0], prefers("full"))
+        file.path.write_text(file.path.read_text().replace("tie", "left"))
+        result = make_table(plan, all_jobs(plan)[1], {})
+        assert "votes" not in result
+        assert [note for note in result["notes"] if "votes are left out: " in note and file.path.name in note]
+
 
 def call(*words: str) -> int:
     return main(words)

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from experiments.engine.judge.vote_files import VoteFile
 from experiments.engine.judge.vote_media import Shown, page_text
 from pw.io.files import parse_json
-from pw.io.host import LOCAL
+from pw.io.host import HOST
 
 MOST_BYTES = 4096  # of an answer
 TYPES = {".png": "image/png", ".mp4": "video/mp4", ".html": "text/html; charset=utf-8"}
@@ -36,12 +36,12 @@ class JudgeServer(ThreadingHTTPServer):
     def __init__(self, file: VoteFile, shown: Shown, port: int) -> None:
         self.file, self.shown, self.lock = file, shown, threading.Lock()
         self.token = secrets.token_urlsafe(16)
-        super().__init__((LOCAL, port), _Handler)
-        self.hosts = {f"{host}:{self.server_port}" for host in (LOCAL, "localhost")}
+        super().__init__((HOST, port), _Handler)
+        self.hosts = {f"{host}:{self.server_port}" for host in (HOST, "localhost")}
 
     @property
     def url(self) -> str:
-        return f"http://{LOCAL}:{self.server_port}/{self.token}/"
+        return f"http://{HOST}:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A browser that closes a connection is no event."""

@@ -130,10 +130,12 @@ def draw_plan(
         )
     rng.shuffle(drawn)
     places = [place for place, clip in clips[REAL].items() if not clip.gap]
+    if not places:
+        raise ConfigError("the checks need a real clip, and none is there; `make ablation` makes them again")
     kinds = [DEGRADED] * max(MIN_CHECKS, len(drawn) // CHECK_EVERY) + ["same"] * max(1, len(drawn) // SAME_EVERY)
     rng.shuffle(kinds)
     block = len(drawn) / len(kinds)
-    for number, kind in reversed(list(enumerate(kinds))) if places else ():
+    for number, kind in reversed(list(enumerate(kinds))):
         sides = (REAL, REAL) if kind == "same" else tuple(rng.sample([REAL, DEGRADED], 2))
         drawn.insert(int((number + rng.random()) * block), (kind, rng.choice(places), sides))
     media: dict[tuple[str, Place], str] = {}

@@ -114,7 +114,9 @@ def votes_of(plan: Plan, rows: Sequence[Row]) -> dict[str, Any] | None:
             if arm.versus in fitted.arms:
                 share = fitted.share(arm.name, arm.versus)
                 result["vs_previous"][arm.name] = _net(share) | {"n": count, "versus": arm.versus}
-        result["best"] = fitted.best()
+        result["best"] = fitted.best() if len(fitted.arms) == len(plan.arms) else None
+        if fitted.n < len(votes):
+            notes.append(f"{len(votes) - fitted.n} of them are on arms that were never shown with the others")
         notes.append(f"shares are by Bradley and Terry; {_text(fitted.left)} for the left side, were both clips alike")
         result["agreement"] = _agreement(plan, rows, counted)
         texts = "; ".join(map(agreement_text, result["agreement"]))

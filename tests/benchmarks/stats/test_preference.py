@@ -97,6 +97,13 @@ def test_three_arms_and_the_side_maximise_the_likelihood_with_a_tie_for_each_pai
     assert fitted.mean_share("c").share == pytest.approx((logistic(c) + logistic(c - b)) / 2, abs=1e-4)
 
 
+def test_arms_that_no_vote_links_are_not_compared() -> None:
+    others = [Vote("c", "d", 1.0, "j", f"c{i}") for i in range(3)]
+    fitted = preferences([*others, *two_arms(7, 3)], ["a", "b", "c", "d"])
+    assert (fitted.arms, fitted.n) == (("a", "b"), 10)
+    assert preferences([*others, *two_arms(7, 3), Vote("d", "a", 0.0, "j", "x")], ["a", "b", "c", "d"]).n == 14
+
+
 def test_a_mean_of_agreements_counts_one_tie_more() -> None:
     share = mean_of([1.0] * 30 + [0.0] * 10, ["j"] * 40, [f"c{i}" for i in range(40)])
     assert share.share == pytest.approx(30.5 / 41, abs=1e-6)
