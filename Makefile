@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power record share open adopt lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -90,6 +90,9 @@ compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=S
 
 power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
 	@$(PW) power $(call given,ablation) $(args)
+
+judge: .venv/.ready ## compare clips blindly in the browser; votes enter the table: make judge name=ansc judge=anna [args="votes=60 export=DIR report=true …"]
+	@$(PW) judge $(call given,name judge) $(args)
 
 record: .venv/.ready ## keep an ablation's outcome in experiments/results, to be committed: make record name=ansc [args="outputs=DIR"]
 	@$(PW) record $(call given,name) $(args)

@@ -47,7 +47,12 @@ VERBS = {
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "runs": Verb("experiments.engine.runs", "list what was run: kind=train stage=hires since=2026-11-01"),
     "power": Verb(
-        "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
+        "experiments.engine.power_analysis.power_planner",
+        "the smallest difference that n prompts and m seeds show; what=votes: that n votes show",
+        {"votes": "experiments.engine.power_analysis.vote_planner"},
+    ),
+    "judge": Verb(
+        "experiments.engine.judge.judge_command", "compare clips blindly, for the table: name=ansc judge=anna"
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
     "share": Verb(

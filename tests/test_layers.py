@@ -91,6 +91,7 @@ DOORS = {
     "lightning": ("pw/stages", "pw/train", "pw/parallel", "pw/tracking"),
     "matplotlib": ("benchmarks/report",),
     "pyiqa": ("benchmarks/metrics/musiq.py",),
+    "statsmodels": ("benchmarks/stats/preference.py",),
     "pandas": (),
 }
 # room -> the rooms that it may import, itself included

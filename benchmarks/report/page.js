@@ -1,7 +1,4 @@
-"use strict";
 // The evidence page: tables that sort and tell their cells, and players that show the same clip and frame.
-const $ = id => document.getElementById(id);
-const make = (tag, text, values) => Object.assign(document.createElement(tag), {textContent: text || ""}, values);
 
 // ---- tables
 
@@ -87,67 +84,16 @@ for (const section of document.querySelectorAll("section.table")) {
 
 const data = $("data") && JSON.parse($("data").textContent);
 if (data) {
-  const state = {clip: 0, frame: 0, isPlaying: false, start: 0, zoom: 1, x: 0.5, y: 0.5, split: 0.5, a: data.compared[0], b: data.compared[1]};
-  let screens = [], order = data.names.map((_, i) => i), fps = 24, frames = 1;
+  const player = players({folder: data.folder, speed: () => Number($("speed").value), draw: () => draw(), lost: () => listPlayers()});
+  const {paint, fitted, play, step, look} = player;
+  const state = Object.assign(player.state, {clip: 0, split: 0.5, a: data.compared[0], b: data.compared[1]});
+  let order = data.names.map((_, i) => i);
 
-  // A small clip is one picture, its frames one below the other; a larger one is a video, which is sought.
-  const load = (entry, draw) => {
-    const screen = {entry, isReady: false};
-    if (entry.gap) return screen;
-    const ready = () => { screen.isReady = true; draw(); };
-    screen.fail = () => { screen.entry = {gap: `${data.folder}/${entry.strip || entry.mp4} is not beside this page`}; listPlayers(); };
-    if (entry.strip) {
-      screen.image = Object.assign(new Image(), {onload: ready, onerror: screen.fail, src: `${data.folder}/${entry.strip}`});
-    } else {
-      screen.video = make("video", "", {muted: true, playsInline: true, preload: "auto", onseeked: draw, onerror: screen.fail,
-        onloadeddata: () => { ready(); seek(screen); }});
-      use(screen, entry.preview || entry.mp4);
-    }
-    return screen;
-  };
-  const use = async (screen, file) => {  // whole: not every server sends the part that is sought
-    const path = `${data.folder}/${file}`;
-    if (screen.file === file) return;
-    screen.file = file;
-    if (location.protocol === "file:") { screen.video.src = path; return; }
-    const answer = await fetch(path).catch(() => ({}));
-    if (!answer.ok) return screen.fail();
-    URL.revokeObjectURL(screen.video.src);
-    screen.video.src = URL.createObjectURL(await answer.blob());
-  };
-  const seek = ({video, entry}) => {
-    const target = (Math.min(state.frame, entry.frames - 1) + 0.5) / entry.fps;
-    if (!state.isPlaying) {
-      video.pause();
-      if (Math.abs(video.currentTime - target) > 1e-4) video.currentTime = target;
-    } else {
-      video.playbackRate = Number($("speed").value);
-      if (video.paused) video.play().catch(() => {});
-      if (Math.abs(video.currentTime - target) > 1.5 / entry.fps && !video.seeking) video.currentTime = target;
-    }
-  };
-
-  const paint = (context, {entry, image, video, isReady}, width, height) => {
-    if (!isReady) return;
-    const [w, h] = image ? [entry.width, entry.height] : [video.videoWidth, video.videoHeight];
-    const [sw, sh] = [w / state.zoom, h / state.zoom], left = state.x * w - sw / 2, top = state.y * h - sh / 2;
-    const frame = image ? Math.min(state.frame, entry.frames - 1) * h : 0;
-    context.imageSmoothingEnabled = width < sw;
-    context.drawImage(image || video, left, top + frame, sw, sh, 0, 0, width, height);
-  };
-  const fitted = (canvas, entry) => {  // sharp on the screen, and in the clip's shape
-    const width = Math.max(1, Math.round(canvas.clientWidth * devicePixelRatio));
-    const height = Math.round(width * (entry.height || 1) / (entry.width || 1));
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
-    const context = canvas.getContext("2d");
-    context.clearRect(0, 0, width, height);
-    return [context, width, height];
-  };
   const draw = () => {
-    for (const screen of screens) {
+    for (const screen of player.screens) {
       if (screen.canvas?.isConnected) paint(...[fitted(screen.canvas, screen.entry)].flatMap(([c, w, h]) => [c, screen, w, h]));
     }
-    const [a, b] = [screens[state.a], screens[state.b]];
+    const [a, b] = [player.screens[state.a], player.screens[state.b]];
     const [context, width, height] = fitted($("wipe"), a.entry.gap ? b.entry : a.entry), edge = Math.round(state.split * width);
     paint(context, a, width, height);
     context.save();
@@ -162,43 +108,16 @@ if (data) {
     context.fillStyle = "#000";
     context.fillRect(edge - 1, 0, 2, height);
     $("wipe").ariaLabel = `${data.labels[state.a]} left of ${data.labels[state.b]}, clip ${data.names[state.clip]}, frame ${state.frame + 1}`;
-    $("at").textContent = `${state.frame + 1} of ${frames}`;
+    $("at").textContent = `${state.frame + 1} of ${player.frames}`;
     $("frame").value = state.frame;
     $("zoom").textContent = `${state.zoom}×`;
     $("play").textContent = state.isPlaying ? "❚❚ pause" : "▶ play";
   };
 
-  const show = frame => {
-    state.frame = (frame % frames + frames) % frames;
-    screens.filter(screen => screen.isReady && screen.video).forEach(seek);
-    draw();
-  };
-  const play = isPlaying => {
-    if (state.isPlaying === isPlaying) return;
-    Object.assign(state, {isPlaying, start: performance.now() - 1000 * state.frame / fps / Number($("speed").value)});
-    const tick = now => {  // one clock for all
-      if (!state.isPlaying) return;
-      show(Math.floor((now - state.start) / 1000 * fps * Number($("speed").value)));
-      requestAnimationFrame(tick);
-    };
-    show(state.frame);
-    if (isPlaying) requestAnimationFrame(tick);
-  };
-  const step = count => { play(false); show(state.frame + count); };
-  const look = (zoom, x = state.x, y = state.y) => {
-    state.zoom = Math.min(32, Math.max(1, zoom));
-    const room = 0.5 / state.zoom, within = value => Math.min(1 - room, Math.max(room, value));
-    Object.assign(state, {x: within(x), y: within(y)});
-    for (const screen of screens) {  // a preview has not all pixels
-      if (screen.entry.preview) use(screen, state.zoom > 1 ? screen.entry.mp4 : screen.entry.preview);
-    }
-    document.body.classList.toggle("zoomed", state.zoom > 1);
-    draw();
-  };
   const wipe = split => { state.split = Math.min(1, Math.max(0, split)); $("split").value = 1000 * state.split; draw(); };
 
   const listPlayers = () => {
-    $("players").replaceChildren(...screens.map((screen, i) => {
+    $("players").replaceChildren(...player.screens.map((screen, i) => {
       const {entry} = screen, figure = make("figure"), caption = make("figcaption");
       const side = i === state.a ? "A" : i === state.b ? "B" : "";
       caption.append(make("b", data.labels[i]), side ? make("span", side, {className: "side"}) : "");
@@ -207,7 +126,7 @@ if (data) {
       } else {
         screen.canvas = figure.appendChild(make("canvas", "", {ariaLabel: `${data.labels[i]}, clip ${data.names[state.clip]}`}));
         screen.canvas.setAttribute("role", "img");
-        drag(screen.canvas);
+        player.drag(screen.canvas);
         const links = caption.appendChild(make("span", "", {className: "links"}));
         links.append(make("a", `mp4, ${entry.size}`, {href: `${data.folder}/${entry.mp4}`}), entry.source ? make("a", "lossless", {href: entry.source}) : "");
       }
@@ -222,14 +141,9 @@ if (data) {
   };
   const choose = clip => {
     state.clip = clip;
-    for (const {video} of screens) if (video) { URL.revokeObjectURL(video.src); video.removeAttribute("src"); }
-    screens = data.clips.map(row => load(row[clip], () => draw()));
-    const present = screens.map(screen => screen.entry).filter(entry => !entry.gap);
-    frames = Math.max(1, ...present.map(entry => entry.frames));
-    fps = present[0]?.fps || 24;
-    $("frame").max = frames - 1;
+    player.open(data.clips.map(row => row[clip]));
+    $("frame").max = player.frames - 1;
     $("name").value = clip;
-    state.frame = Math.min(state.frame, frames - 1);
     listPlayers();
   };
   const listClips = () => {
@@ -246,27 +160,6 @@ if (data) {
     listPlayers();
   };
   const move = count => choose(order[(order.indexOf(state.clip) + count + order.length) % order.length]);
-
-  const drag = canvas => {
-    const place = event => {
-      const box = canvas.getBoundingClientRect();
-      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-    };
-    let last = null;
-    canvas.onpointerdown = event => { last = place(event); canvas.setPointerCapture(event.pointerId); };
-    canvas.onpointerup = canvas.onpointercancel = () => { last = null; };
-    canvas.onpointermove = event => {
-      if (!last) return;
-      const [x, y] = place(event);
-      if (canvas.id && state.zoom === 1) wipe(x);
-      else look(state.zoom, state.x - (x - last[0]) / state.zoom, state.y - (y - last[1]) / state.zoom);
-      last = [x, y];
-    };
-    canvas.ondblclick = event => {
-      const [x, y] = place(event);
-      look(2 * state.zoom, state.x + (x - 0.5) / state.zoom, state.y + (y - 0.5) / state.zoom);
-    };
-  };
 
   const actions = {
     " ": () => play(!state.isPlaying), ArrowLeft: () => step(-1), ArrowRight: () => step(1), p: () => move(-1), n: () => move(1),
@@ -288,8 +181,8 @@ if (data) {
   $("speed").onchange = () => { if (state.isPlaying) { play(false); play(true); } };
   for (const id of ["a", "b"]) $(id).append(...data.labels.map((label, i) => make("option", label, {value: i})));
   addEventListener("resize", draw);
-  drag($("wipe"));
+  player.drag($("wipe"), wipe);
   choose(0);
   compare(state.a, state.b);
-  if (frames / fps < 1) $("speed").value = "0.125";
+  if (player.frames / player.fps < 1) $("speed").value = "0.125";
 }

@@ -79,8 +79,14 @@ def page_html(evidence: Evidence, beside: Path = Path(MEDIA), media: Media | Non
         for name, entry in zip(media.names if media else (), entries, strict=True)
         if "gap" in entry and name in clips
     ]
-    return _template().render(
-        page=evidence, players=players, gaps=gaps, signs=render.SIGNS, paper=PAPER, css=_text("css"), js=_text("js")
+    return template("page.html.jinja").render(
+        page=evidence,
+        players=players,
+        gaps=gaps,
+        signs=render.SIGNS,
+        paper=PAPER,
+        css=read_asset("page.css"),
+        js=f'"use strict";\n{read_asset("player.js")}\n{read_asset("page.js")}',
     )
 
 
@@ -129,12 +135,14 @@ def _shown(entry: Mapping[str, Any], path: Path, folder: Path) -> dict[str, Any]
     return {key: value for key, value in entry.items() if key != "bytes"} | {"source": link, "size": size}
 
 
-def _text(kind: str) -> str:
-    return (FOLDER / f"page.{kind}").read_text(encoding="utf-8").strip()
+def read_asset(name: str) -> str:
+    """A style or script of this folder."""
+    return (FOLDER / name).read_text(encoding="utf-8").strip()
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template of this folder, which escapes what it is given and shows control characters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -146,4 +154,4 @@ def _template() -> Template:
         loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printable, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)

@@ -96,8 +96,9 @@ def common_clips(folders: Mapping[str, Path]) -> list[ClipRow]:
     return [*rows, *gaps] if names else []
 
 
-def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
-    """Write the files of all clips to `folder`, and remove those of other clips; what is there is not made again.
+def make_media(rows: Sequence[ClipRow], folder: Path, *, is_shared: bool = False) -> Media:
+    """Write the files of all clips to `folder`, and remove those of other clips, unless the folder is shared; what is
+    there is not made again.
 
     A clip that is gone or cannot be read or encoded is a gap. Raises OSError if a file cannot be written.
     """
@@ -124,6 +125,8 @@ def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
         if kept.keys() - index.keys():  # a call that is stopped continues here
             write_json(folder / "media.json", index | kept)
     line.clear()
+    if is_shared:
+        return media
     write_json(folder / "media.json", kept)
     used = {"media.json", *(file for entry in kept.values() if isinstance(entry, dict) for file in entry["bytes"])}
     for path in folder.iterdir():

@@ -121,6 +121,7 @@ def scores(result: Result, *, marks: bool) -> Grid:
         tuple((label, (*(cell(label, row, n) for n in names), _seeds(row))) for label, row in rows),
         len(result["arms"]),
     )
+    grid = grid.join(_vote_shares(result, marks=marks)) if _has_votes(result) else grid
     return grid.join(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
 
 
@@ -170,13 +171,14 @@ def differences(result: Result) -> Grid:
         columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}", name))
         for arm, row in cells.items():
             row.append(_difference(comparisons.get(arm), digits, tested=name == primary or arm not in untested))
-    return Grid(tuple(columns), tuple((_row_label(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+    grid = Grid(tuple(columns), tuple((_row_label(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+    return grid.join(_vote_differences(result)) if _has_votes(result) else grid
 
 
 def check_columns(names: Sequence[str], metrics: Sequence[str], paper_table: str | None) -> None:
     """Raise ConfigError naming the nearest column if the table of an ablation has no such column."""
     printed = [column.name for column in load(paper_table).columns] if paper_table else []
-    known = [*metrics, "seeds", "probe", *(key for key, _, _ in COSTS), *printed]
+    known = [*metrics, "seeds", "votes", "probe", *(key for key, _, _ in COSTS), *printed]
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -196,6 +198,7 @@ def legend(result: Result) -> str:
         f"mean ± half the 95 % interval over seeds (Student). Each arm is compared with {compared_with(result)}, "
         f"paired by seed: {test}. ▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better "
         "than every other arm, tested alike; for →1 the distance |ln value| is compared"
+        + ("; votes: tested alone, at 5 %, over judges and clips of these trainings" if _has_votes(result) else "")
     )
 
 
@@ -251,6 +254,7 @@ def footer(result: Result) -> list[tuple[str, str]]:
     failures = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
     lines += [("failed", text) for text in dict.fromkeys([*failures, *(result.get("failed") or ())])]
     lines += [("note", note) for note in result.get("notes") or ()]
+    lines += [("votes", note) for note in (result.get("votes") or {}).get("notes", ())]
     return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
 
 
@@ -300,6 +304,37 @@ def _seeds(row: Mapping[str, Any]) -> Cell:
     if not counts:
         return Cell()
     return Cell(str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
+
+
+def _has_votes(result: Result) -> bool:
+    return bool((result.get("votes") or {}).get("arms"))
+
+
+def _vote_shares(result: Result, *, marks: bool) -> Grid:
+    """A column with the share of votes that each arm has against the others."""
+    votes = result["votes"]
+    digits = _digits(list(votes["arms"].values()))
+
+    def cell(arm: str, row: Mapping[str, Any]) -> Cell:
+        against = votes["vs_previous"].get(arm)
+        detail = _interval_text(row["mean"], row, replace(digits, decimals=digits.decimals + 1))
+        detail += f"; {_difference_detail(against, digits)}" if against else ""
+        verdict = against["verdict"] if marks and against else None
+        return Cell(
+            digits.interval(row["mean"], half_width(row)), votes["best"] == arm, verdict, "", row["mean"], detail
+        )
+
+    rows = tuple((arm, (cell(arm, row),)) for arm, row in votes["arms"].items())
+    return Grid((Column("people", "votes [%]\u00a0↑", "votes"),), rows)
+
+
+def _vote_differences(result: Result) -> Grid:
+    """A column with the votes for each arm minus those against it, of the two that are compared."""
+    rows = result["votes"]["vs_previous"]
+    digits = _digits([{**row, "mean": row["diff"]} for row in rows.values()], 0)
+    labels = {arm["name"]: _row_label(result, arm) for arm in result["arms"]}
+    cells = tuple((labels[arm], (_difference(row, digits, tested=True),)) for arm, row in rows.items())
+    return Grid((Column("people", "votes for − against [%]\u00a0↑", "votes"),), cells)
 
 
 def _probes(result: Result) -> Grid:

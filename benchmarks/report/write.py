@@ -15,6 +15,8 @@ The result is a dictionary, the content of table.json:
                {column: value} | null, "status": "ok" | "failed: ..."}],
      "best": {metric: arm | null}, "floor": {metric: {...}}, "ceiling": {metric: {...}},
      "ceiling_steps": 48,
+     "votes": {"n", "judges", "arms": {arm: {"mean", "low", "high", "n"}}, "vs_previous": {arm: {"diff", ...}}, "best",
+               "agreement": [{"metric", "mean", "low", "high", "p", "n", ...}], "notes": [...]},  # if people have voted
      "order_as_in_paper": "yes" | "no" | "not resolved", "failed": [...], "notes": [...],
      "coverage": [{"arm", "grid": [[timestep, stride, trained, nearest]], "second_halves_trained",
                    "second_halves_total"}]}
@@ -85,7 +87,7 @@ def to_json(result: Result) -> str:
 
 def to_csv(result: Result) -> str:
     """A wide table in full precision: rows for arms, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
-    rows = [_csv_row(arm["name"], "arm", arm) for arm in result["arms"]]
+    rows = [_csv_row(arm["name"], "arm", _with_votes(arm, result.get("votes"))) for arm in result["arms"]]
     rows += [_csv_row(key, key, {"metrics": row}) for key, _, row in render.references(result) if row]
     return wide_csv(rows)
 
@@ -268,6 +270,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_votes(arm: Mapping[str, Any], votes: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The entry of an arm with its votes beside its metrics."""
+    if not votes:
+        return arm
+    parts = {"metrics": votes["arms"], "vs_previous": votes["vs_previous"]}
+    added = {key: {"votes": rows[arm["name"]]} for key, rows in parts.items() if arm["name"] in rows}
+    return {**arm, **{key: {**arm[key], **row} for key, row in added.items()}}
 
 
 def _csv_row(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,20 @@
-"""CPU cores and memory that this process may use; a job or a container has fewer than the machine."""
+"""CPU cores, memory and ports that this process may use; a job or a container has fewer cores than the machine."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+
+from pw.io.arguments import ConfigError
 
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 QUOTA = GROUPS / "cpu.max"
+HOST = "127.0.0.1"  # where every server of the suite listens, and nowhere else
 
 
 def usable_cores() -> int:
@@ -69,3 +74,20 @@ def _free_under_limits() -> Iterator[int]:
                     yield max(0, int(limit_text) - int(used_text) + int(statistics.get(cached, 0)))
             except (OSError, ValueError):
                 continue
+
+
+def check_port(port: int, likely: str) -> None:
+    """Raises ConfigError with a free port if a port of this machine is in use, `likely` by what."""
+    if not _is_free(port):
+        free_port = next((p for p in range(port + 1, min(port + 100, 65536)) if _is_free(p)), None)
+        advice = f"; port={free_port} is free" if free_port else ""
+        raise ConfigError(f"port {port} is in use (perhaps by {likely}?){advice}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from pw.io.arguments import Command, ConfigError, number, option
+from pw.io.host import HOST, check_port
 from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
@@ -26,7 +25,6 @@ from pw.tracking.mlflow_log import (
     prepare_database,
 )
 
-HOST = "127.0.0.1"
 APP, PAGE = "pixelwizard", "PW_MLFLOW_PAGE"  # of pw.tracking.ui_app
 MODE = "workflowType=machine_learning"  # the UI's other mode is for chatbots
 
@@ -45,10 +43,7 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
     home = mlflow_folder(outputs)
     if not (home / "mlflow.db").exists():
         raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
-    if not _is_free(port):
-        free_port = next((p for p in range(port + 1, min(port + 100, 65536)) if _is_free(p)), None)
-        advice = f"; port={free_port} is free" if free_port else ""
-        raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
+    check_port(port, "an MLflow UI already open")
     try:
         with locked_database(home):
             prepare_database(home)
@@ -97,15 +92,6 @@ def ui_command(outputs: Path, port: int) -> list[str]:
         *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
         *(("--app-name", APP) if APP in entry_points(group="mlflow.app").names else ()),  # not in an older environment
     ]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        with suppress(OSError):
-            probe.bind((HOST, port))
-            return True
-    return False
 
 
 main = Command(MlflowOptions, run_mlflow)

@@ -265,7 +265,7 @@ class TestAPlan:
 
 @pytest.mark.slow
 def test_an_ablation_by_two_revisions_says_what_the_change_did(repository: Path, tmp_path: Path) -> None:
-    words = [*("name=ansc", "arms=full", "seeds=1", "mlflow=false", "code=base,louder"), *TINY, f"outputs={tmp_path}"]
+    words = [*("name=ansc", "arms=full", "seeds=1", "tracking=none", "code=base,louder"), *TINY, f"outputs={tmp_path}"]
     command = [sys.executable, "-m", "pw", "ablation", *words]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     ended = subprocess.run(

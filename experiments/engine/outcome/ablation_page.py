@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,14 @@ def clip_rows(plan: Plan) -> list[ClipRow]:
     ceiling = plan.ceiling.runs[seed]
     names = [f"{index:04d}" for index in range(clip_count(plan))]
     above = [
-        ("real", _clips(reference_folder(ceiling, outputs, seed), "real/", names)),
-        ("anchor", _clips(sample_folder(ceiling, outputs, seed), "anchors/", names)),
+        ("real", stored_clips(reference_folder(ceiling, outputs, seed), "real/", names)),
+        ("anchor", stored_clips(sample_folder(ceiling, outputs, seed), "anchors/", names)),
     ]
-    arms = [(arm.name, _clips(sample_folder(arm.runs[seed], outputs, seed), "", names)) for arm in plan.arms]
+    arms = [(arm.name, stored_clips(sample_folder(arm.runs[seed], outputs, seed), "", names)) for arm in plan.arms]
     below: list[ClipRow] = []
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
         label = f"{ceiling.sampling.solution_steps}-step ceiling"
-        below = [(label, _clips(sample_folder(ceiling.solution, outputs, seed), "", names))]
+        below = [(label, stored_clips(sample_folder(ceiling.solution, outputs, seed), "", names))]
 
     def shown(rows: list[ClipRow]) -> list[ClipRow]:
         return [row for row in rows if any(not clip.gap for clip in row[1].values())]
@@ -73,7 +73,7 @@ def clip_rows(plan: Plan) -> list[ClipRow]:
     return [*shown(above), *arms, *shown(below)]
 
 
-def _clips(folder: Path, prefix: str, names: list[str]) -> dict[str, Clip]:
+def stored_clips(folder: Path, prefix: str, names: Sequence[str]) -> dict[str, Clip]:
     """Name -> clip, of a folder of clips; `prefix`: of their names in its mark."""
     paths = {name: f"{prefix}{name}.mkv" for name in names}
     try:

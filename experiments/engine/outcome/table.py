@@ -14,11 +14,14 @@ from benchmarks import paper
 from benchmarks.measure.clips import table_contract
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, all_jobs, probe_row
+from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
 from experiments.engine.share.adopted import adopted_notes
+from pw.io.arguments import ConfigError
+from pw.io.files import os_reason
 from pw.io.manifest import whole
 from pw.run.compose import value_at
 from pw.sample.clip_folders import reference_folder, sample_folder
@@ -66,6 +69,11 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "notes": _notes(plan, rows, comparison.primary),
         "shown_columns": list(plan.options.columns),
     }
+    try:
+        votes = votes_of(plan, rows)
+        result |= {"votes": votes} if votes else {}
+    except (ConfigError, OSError) as error:  # the table does without them
+        result["notes"].append(f"votes are left out: {os_reason(error) if isinstance(error, OSError) else error}")
     if plan.ablation.paper:
         result["order_as_in_paper"] = _order_as_in_paper(plan, arms)
     return result
