@@ -389,6 +389,7 @@ def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:
     plan = story.finished.plan
     (plan.options.outputs / "mlflow").write_text("a file where a folder should be")
     console = Console(file=io.StringIO(), width=200)
+    plan = plan_for(plan.options.outputs, sizes=(*SIZES, "tracking=mlflow"))
     assert finish(plan, all_jobs(plan)[1], story.finished.pool.failures, console, time.perf_counter()) == 1  # one arm
     assert "MLflow was not written" in console.file.getvalue()
     assert "make mlflow-sync" in console.file.getvalue()

@@ -90,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Call:
     (outputs / "mlflow").mkdir()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
         database.execute("BEGIN EXCLUSIVE")
-        result = call(outputs, *MICRO)
+        result = call(outputs, *MICRO, "tracking=mlflow")
     assert result.status == 1, result.output  # MLflow's record is missing, and nothing else
     return result
 
@@ -228,7 +228,7 @@ class TestASecondCall:
     def calls(self, finished: Call, synced: Call) -> tuple[dict[str, int], bytes, Call]:
         folders = ("train", "videos", "reference", "scores", "logs")
         before, table = stamps(finished.outputs, *folders), (finished.folder / "table.json").read_bytes()
-        second_call = call(finished.outputs, *MICRO)
+        second_call = call(finished.outputs, *MICRO, "tracking=mlflow")
         assert second_call.status == 0, second_call.output
         assert stamps(finished.outputs, *folders) == before, "something was done twice"
         return before, table, second_call
@@ -266,7 +266,11 @@ class TestMlflow:
         assert "MLflow was not written" in output
         assert "database is locked" in output
         assert "make mlflow-sync" in output
+        assert "tracking: not all was logged (" in output  # while they were trained
         assert "ansc: logged" in synced.output
+        with closing(sqlite3.connect(synced.outputs / "mlflow" / "mlflow.db")) as database:
+            curves = {name for (name,) in database.execute("SELECT DISTINCT key FROM metrics")}
+        assert {"psd", "train/loss_flow", "train/rung_error/k0", "held_out/flow_error"} <= curves
 
     def test_has_a_parent_and_a_run_for_every_arm_and_seed(self, synced: Call) -> None:
         arms = {f"{arm}/seed={seed}" for arm in ("baseline", "full") for seed in SEEDS}

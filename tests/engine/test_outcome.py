@@ -39,7 +39,11 @@ DAMAGED = ("", '{"signature": "0', "[]", "null")
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """A plan of one arm and seed, with all of its scores on disk."""
-    plan = make_plan(parse(["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]))
+    return scored_plan(tmp_path)
+
+
+def scored_plan(outputs: Path, *words: str) -> Plan:
+    plan = make_plan(parse(["name=ansc", "arms=baseline", "seeds=1", *words, f"outputs={outputs}"]))
     for row in all_jobs(plan)[1]:
         contract = {"arm": row.name, "metrics": protocols(["mhd"])}
         scores = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": contract}
@@ -199,9 +203,9 @@ def finished(plan: Plan) -> tuple[int, str]:
 
 @pytest.fixture
 def untracked(plan: Plan) -> Plan:
-    """The plan with a clip and without MLflow."""
+    """The plan with a clip; tests set tracking=none."""
     write_clip(plan)
-    return replace(plan, options=replace(plan.options, mlflow=False))
+    return plan
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "index.html"])
@@ -276,7 +280,8 @@ def test_a_table_that_can_be_written_nowhere_is_shown(untracked: Plan) -> None:
 
 
 @pytest.mark.parametrize("text", ["\x00", '{"step": 1}\nno line\n'])
-def test_a_damaged_curve_costs_no_table(text: str, plan: Plan) -> None:
+def test_a_damaged_curve_costs_no_table(text: str, tmp_path: Path) -> None:
+    plan = scored_plan(tmp_path, "tracking=mlflow")
     write_clip(plan)
     curve = marks(plan)["training"].parent / "metrics.jsonl"
     curve.parent.mkdir(parents=True)

@@ -336,7 +336,7 @@ class TestTheWordsOfTheCommandLine:
     def test_that_are_no_option_are_overrides_of_every_run(self, tmp_path: Path) -> None:
         options = parse(["name=ansc", f"outputs={tmp_path}", "train.updates=7", "workers=1", "tracking=none"])
         assert options == AblationOptions(
-            "ansc", workers=1, mlflow=False, outputs=tmp_path, overrides=("train.updates=7",)
+            "ansc", workers=1, outputs=tmp_path, overrides=("train.updates=7", "tracking=none")
         )
         plan = make_plan(replace(options, seeds=(0,)))
         assert {arm.first.train.updates for arm in plan.arms} == {7}
