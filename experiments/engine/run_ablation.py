@@ -98,6 +98,7 @@ def run(options: AblationOptions) -> int:
             revisions = [job.run.revision for job in todo if isinstance(job.run, RevisionRun) and job.kind != "score"]
             with servers(revisions if isinstance(pool, Pool) else ()) as served:
                 pool.run([served_by(job, served) for job in todo], lambda: display.tick(pool))
+            tracking.scores(rows)
         except (KeyboardInterrupt, Stopped) as stop:
             display.line.clear()
             return print_stop(stop, pool.interrupt_message() if isinstance(pool, Queue) else RESUME)

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,10 +35,11 @@ class LiveTracking:
 
     def begin(self, live: Live, tracking: Tracking) -> None:
         """Follow a training, from its files."""
-        with suppress(OSError):
-            if self._relay is None:
-                self._start()
-            self._send("begin", (live, tracking))
+        self._send("begin", (live, tracking))
+
+    def add(self, live: Live, tracking: Tracking, values: Mapping[str, float], step: int) -> None:
+        """Add values to the run of a training that has ended, now or in an earlier call."""
+        self._send("add", (live, tracking, values, step))
 
     def end(self, folder: Path, status: str) -> None:
         """A training has ended: success, failed or KILLED."""
@@ -76,9 +78,11 @@ class LiveTracking:
             self._connection = Connection(ours.detach())
 
     def _send(self, kind: str, content: Any) -> None:
-        if self._connection is None:
-            return
         with suppress(OSError, ValueError):
+            if self._connection is None and kind in ("begin", "add"):
+                self._start()
+            if self._connection is None:
+                return
             _, writable, _ = select.select([], [self._connection], [], 0)
             if writable:  # else the relay hangs, and the runner must not
                 self._connection.send((kind, content))

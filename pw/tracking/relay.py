@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -40,6 +41,7 @@ class Followed:
     tracking: Any  # pw.run.settings.Tracking, with the methods of `pw.tracking.loggers`
     outputs: Path
     status: str = ""  # at its end: success, failed or KILLED
+    added: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)  # (step, values) that are in no file
     logger: Any = None
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -47,12 +49,16 @@ class Followed:
         """Pass on what is new. Raises whatever the store raises; then nothing is lost."""
         lines = self._new_lines()
         videos = self._new_videos()
-        if self.logger is None and (lines or videos):
+        if self.logger is None and (lines or videos or self.added):
             self._open()
             lines = self._new_lines()
         for step, values in lines:
             self.logger.log_metrics(values, step)
             self.state["step"] = step
+        while self.added:
+            step, values = self.added[0]
+            self.logger.log_metrics(values, step)
+            del self.added[0]
         for file in videos:
             name = file.parent.name
             step = int(name.rpartition("-")[2]) if "-" in name else 0
@@ -117,6 +123,11 @@ class Relay:
                 if kind == "begin":
                     live, tracking = content
                     self.followed[live.folder] = Followed(live, tracking, self.outputs)
+                elif kind == "add":
+                    live, tracking, values, step = content
+                    known = self.followed.get(live.folder) or Followed(live, tracking, self.outputs, "success")
+                    known.added.append((step, values))
+                    self.followed[live.folder] = known
                 elif kind == "end" and content[0] in self.followed:
                     self.followed[content[0]].status = content[1]
                 elif kind == "close":

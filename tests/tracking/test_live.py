@@ -148,6 +148,19 @@ def test_videos_are_passed_on_once_with_their_update(training: Live) -> None:
     assert store.videos == [("samples/real/clip-0.mp4", 0), ("samples/update-000100/clip-0.mp4", 100)]
 
 
+def test_scores_of_a_training_that_ended_earlier_go_to_its_run(training: Live) -> None:
+    store = Remembered()
+    write(training, 10, 20)
+    first = follow(training, store)
+    first.status = "success"
+    first.forward()
+    later = follow(training, store)
+    later.status = "success"
+    later.added.append((20, {"score/psd": 1.5}))
+    later.forward()
+    assert store.points[2:] == [(20, {"score/psd": 1.5})]
+
+
 def logged(outputs: Path) -> dict[str, Any]:
     """The only run of the database: name, status, parameters, and (name, step, value) of its points."""
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
