@@ -46,7 +46,7 @@ class Live:
     folder      of the training, with its curves
     experiment  the name of its ablation, or `train`
     params      what tells it from the others
-    tags        strings; with `pw.key` the run is known again
+    tags        strings; with the tag KEY of `mlflow_log` a table's run takes its place
     """
 
     folder: Path

@@ -134,7 +134,7 @@ class TestWhatIsReported:
     [
         ("repeat=3", "repeat=3: there is no option repeat; did you mean repeats? there are only, repeats, arms, "),
         ("only", "'only': write key=value"),
-        ("only=steps", "only=steps: one of step, latents, ablation, start, list, method; did you mean step?"),
+        ("only=steps", "only=steps: one of step, tracking, latents, ablation, start, list, method; did you mean step?"),
         ("repeats=0", "repeats=0: a whole number from 1"),
         ("updates=few", "updates=few: a whole number from 1"),
         ("arms=base", "arms=base: did you mean baseline?"),

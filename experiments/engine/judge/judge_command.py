@@ -188,11 +188,11 @@ def serve(plan: Plan, vote_plan: VotePlan, shown: Shown, port: int) -> int:
         file = VoteFile(vote_plan, folder)
         before, total = len(file.answers), len(vote_plan.pairs)
         with JudgeServer(file, shown, port) as server:
-            print(f"{vote_plan.judge}: {total} pairs, {before} answered; open\n\n  {server.url}\n")
-            print("Ctrl-C ends it; every answer is kept, and the same command goes on", flush=True)
             thread = threading.Thread(target=server.serve_forever, daemon=True)
-            thread.start()
             try:
+                thread.start()
+                print(f"{vote_plan.judge}: {total} pairs, {before} answered; open\n\n  {server.url}\n")
+                print("Ctrl-C ends it; every answer is kept, and the same command goes on", flush=True)
                 thread.join()
             except KeyboardInterrupt:
                 server.shutdown()

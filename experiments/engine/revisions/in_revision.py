@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -18,7 +19,6 @@ import socket
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -29,14 +29,17 @@ SIGNATURES = ("training_signature", "configuration_signature", "degradation_sign
 
 def describe(request: dict[str, Any], progress: Callable[[int, int], None]) -> dict[str, Any]:
     """The answers for runs: (words, evaluation seed, whether to say what computes it). That is found by the caller's
-    `pw.run.code`, whose text is `walker`, in this revision's sources."""
+    `pw.run.code`, whose file is `walker`, in this revision's sources."""
     from pw.run.build import build
 
     importlib.import_module("pw.io.manifest")  # results of older revisions have no marks
 
-    walker = types.ModuleType("walker")
+    spec = importlib.util.spec_from_file_location("walker", request["walker"])
+    assert spec is not None
+    assert spec.loader is not None
+    walker = importlib.util.module_from_spec(spec)
     sys.modules["walker"] = walker  # dataclasses look for their module
-    exec(compile(request["walker"], "code.py", "exec"), vars(walker))
+    spec.loader.exec_module(walker)
     answers = []
     for words, seed, is_first in request["runs"]:
         run = build(words)

@@ -99,7 +99,7 @@ def describe(revision: Revision, runs: Sequence[tuple[Sequence[str], int]]) -> l
     request = {
         "kind": "describe",
         "runs": [[words, seed, arms.index(arms[i]) == i] for i, (words, seed) in enumerate(runs)],
-        "walker": Path(code.__file__).read_text(encoding="utf-8"),
+        "walker": code.__file__,
     }
     try:
         return _ask(revision, request, subprocess.DEVNULL)["runs"]
