@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -121,6 +121,9 @@ iqa: .venv/.ready ## add pyiqa to the environment, for MUSIQ (PolyForm Noncommer
 
 notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
 	@.venv/bin/jupyter lab --ip 127.0.0.1 --no-browser notebooks $(args)
+
+notebooks-write: .venv/.ready ## run the notebooks and keep what they show in them, to be committed [args="outputs=DIR name=3_runs"]
+	@$(PW) notebooks-write $(args)
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
 	@$(PW) mlflow $(call given,port) $(args)

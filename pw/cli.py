@@ -88,6 +88,9 @@ VERBS = {
     "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
     "mlflow": Verb("pw.tracking.mlflow_ui", "open the MLflow UI on 127.0.0.1: port=5000"),
     "mlflow-sync": Verb("experiments.engine.outcome.mlflow_sync", "log the tables that MLflow lacks, from their files"),
+    "notebooks-write": Verb(
+        "experiments.engine.notebooks_write", "run the notebooks of a checkout, and keep their outputs in them"
+    ),
     "bench": Verb(
         "benchmarks.speed.generation",
         "measure on this machine, side by side: what=generate|metrics|train",

@@ -462,22 +462,23 @@ def arm_metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-class TestTheNotebooks:
-    @pytest.mark.parametrize("name", ["1_method", "2_tables", "3_runs"])
-    def test_run_on_what_the_ablation_left(self, synced: Call, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        import nbformat
-        from nbclient import NotebookClient
+def test_the_notebook_shows_what_the_ablation_left(finished: Call) -> None:
+    from experiments.engine.notebooks_write import executed
+    from experiments.engine.read import runs
 
-        monkeypatch.setenv("PW_OUTPUTS", str(synced.outputs))
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-        outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-        pictures = sum("image/png" in out.get("data", {}) for out in outputs)
-        texts = [{"text/html": "", "text/markdown": "", **out.get("data", {})} for out in outputs]
-        tables = sum("<table" in "".join(t["text/html"]) or "\n| | " in "".join(t["text/markdown"]) for t in texts)
-        assert not [out for out in outputs if out.output_type == "error"]
-        assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]
+    read = runs("ansc", finished.outputs)
+    assert [(run.arm, run.seed) for run in read.entries] == [
+        (arm, seed) for arm in ("baseline", "full") for seed in SEEDS
+    ]
+    assert read.left_out == []
+    notebook = executed(ROOT / "notebooks" / "3_runs.ipynb", finished.outputs)
+    data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
+    tables = ["".join(shown["text/markdown"]) for shown in data if "text/markdown" in shown]
+    assert [table.splitlines()[0] for table in tables] == [
+        f"## {finished.table['title']}",
+        read._repr_markdown_().splitlines()[0],
+    ]
+    assert sum("image/png" in shown for shown in data) == 4
 
 
 @pytest.mark.slow

@@ -217,46 +217,6 @@ def test_tables_on_other_data_stay_apart(logged: Logged) -> None:
     assert list(page_urls(outputs)) == ["ansc"]
 
 
-def shown_by_the_notebook(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[str, Any]], list[str]]:
-    """Of notebook 3: its tables (title, runs), and what it says in Markdown."""
-    (outputs / "ansc").mkdir(exist_ok=True)
-    (outputs / "ansc" / "table.json").write_text("{}")
-    (outputs / "ansc" / "table.md").write_text("| |")
-    monkeypatch.setenv("PW_OUTPUTS", str(outputs))
-    notebook = json.loads((ROOT / "notebooks" / "3_runs.ipynb").read_text())
-    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    namespace: dict[str, Any] = {}
-    exec(sources[0], namespace)
-    shown: list[Any] = []
-    namespace["display"] = shown.append
-    exec(sources[1], namespace)
-    return namespace["tables"], [item.data for item in shown if type(item).__name__ == "Markdown"]
-
-
-def test_the_notebook_shows_table_by_table(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs, runs, _ = logged
-    others = [replace(record(outputs, run.arm, run.seed, "shards"), origin="shards") for run in runs]
-    log_ablation(outputs, "ansc", others, artifacts=[], summary={}, tags={}, origin="shards")
-    tables, _ = shown_by_the_notebook(outputs, monkeypatch)
-    names = {title: list(rows["tags.mlflow.runName"]) for title, rows in tables}
-    assert names == {"ansc [shards]": [run.name for run in others], "ansc": [run.name for run in runs]}
-
-
-def test_the_notebook_says_what_to_do_where_mlflow_has_no_runs(
-    template: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables, said = shown_by_the_notebook(tmp_path, monkeypatch)
-    assert tables == []
-    assert any("`make mlflow-sync` logs them" in text for text in said)
-    assert not (tmp_path / "mlflow").exists()
-    shutil.copytree(template[0], tmp_path / "outputs")  # a database without this ablation
-    monkeypatch.setenv("PW_ABLATION", "ansc")
-    client(tmp_path / "outputs").delete_experiment("1")
-    tables, said = shown_by_the_notebook(tmp_path / "outputs", monkeypatch)
-    assert tables == []
-    assert any("`make mlflow-sync` logs them" in text for text in said)
-
-
 def test_the_commit_is_a_column_of_the_list(template: Logged) -> None:
     experiment = client(template[0]).get_experiment_by_name("ansc")
     assert experiment is not None
