@@ -6,17 +6,23 @@ import ast
 import base64
 import copy
 import re
+import signal
+import subprocess
+import sys
+import time
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from PIL import Image
 
 from experiments.engine.notebooks_write import MAX_WIDTH, executed, main, sources_hash
 from pw.io.arguments import ConfigError
+from pw.io.paths import ROOT
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 600_000
@@ -129,3 +135,19 @@ def test_without_a_table_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([f"outputs={tmp_path}"]) == 2
     assert "has no table yet; `make ablation name=ansc` makes it" in capsys.readouterr().err
     assert [path.read_bytes() for path in NOTEBOOKS] == before
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_in_one_line_with_its_kernel() -> None:
+    before = NOTEBOOKS[0].read_bytes()
+    command = [sys.executable, "-m", "pw", "notebooks-write", "name=1_method"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not (kernels := psutil.Process(process.pid).children()):  # it takes seconds to its last cell
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=300)[0]
+    assert output == "stopped by SIGTERM; a notebook is written when all of its cells have run\n"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(kernels, timeout=60)[1]
+    assert NOTEBOOKS[0].read_bytes() == before

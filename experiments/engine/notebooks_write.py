@@ -5,8 +5,10 @@ Begin with `executed`. `sources_hash` in a notebook's metadata says of which cel
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,20 +47,32 @@ def executed(path: Path, outputs: Path) -> Any:
         timeout=MAX_SECONDS,
         record_timing=False,
         resources={"metadata": {"path": str(FOLDER)}},
-        extra_arguments=["--log-level=ERROR"],
     )
     own = {"PYTHONPATH": str(ROOT), "PW_OUTPUTS": str(outputs)}
     own["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     try:
-        client.execute(env=os.environ | own)
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(client.async_execute(env=os.environ | own, stderr=subprocess.DEVNULL))
     except CellExecutionError as error:
         raise ConfigError(f"{path.name}: a cell failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"{path.name}: its kernel ended: {error}") from error
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             _tidy(output, outputs)
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
     notebook.metadata["sources_hash"] = sources_hash(notebook)
     return notebook
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Without nbclient's handlers of signals, which end the kernel under its own feet; it heeds this error."""
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+        raise RuntimeError("signals stop the command, and it the kernel")
+
+    def call_exception_handler(self, context: Any) -> None:
+        """Of a kernel that was ended; what fails otherwise is raised."""
 
 
 def _tidy(output: Any, outputs: Path) -> None:
