@@ -6,13 +6,13 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.host import HOST, check_port
+from pw.io.paths import ROOT, SUITE
 from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
@@ -25,7 +25,8 @@ from pw.tracking.mlflow_log import (
     prepare_database,
 )
 
-APP, PAGE = "pixelwizard", "PW_MLFLOW_PAGE"  # of pw.tracking.ui_app
+PAGE = "PW_MLFLOW_PAGE"  # environment variable of pw.tracking.ui_app
+PLUGIN = Path(__file__).with_name("plugin")  # has the entry point by which MLflow finds it
 MODE = "workflowType=machine_learning"  # the UI's other mode is for chatbots
 
 
@@ -56,7 +57,14 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
         print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
     sys.stdout.flush()
     command = ui_command(outputs, port)
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore", PAGE: first})
+    os.execve(command[0], command, ui_environment(first))
+
+
+def ui_environment(first: str) -> dict[str, str]:
+    """The environment of `ui_command`. first: of `first_page`; "" opens MLflow's own first page"""
+    path = [str(SUITE), str(ROOT), str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = {"PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), PAGE: first}
+    return {**os.environ, **ENVIRONMENT, **more}
 
 
 def first_page(home: Path) -> str:
@@ -90,7 +98,7 @@ def ui_command(outputs: Path, port: int) -> list[str]:
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--registry-store-uri", store),
         *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
-        *(("--app-name", APP) if APP in entry_points(group="mlflow.app").names else ()),  # not in an older environment
+        *("--app-name", "pixelwizard"),  # pw.tracking.ui_app, by the entry point in PLUGIN
     ]
 
 

@@ -1,6 +1,6 @@
 """MLflow's own server application, opened on the latest table and without the assistant pane.
 
-`pw mlflow` runs it by MLflow's plug-in `--app-name pixelwizard` (pyproject.toml). The assistant would start coding
+`pw mlflow` runs it by MLflow's plug-in `--app-name pixelwizard` (`plugin/`). The assistant would start coding
 agents and a shell on this machine. `PAGE` in the environment is the part of the first page's address after `#`.
 """
 

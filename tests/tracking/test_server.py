@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from pw.io.paths import ROOT
 from pw.io.playable import write_playable
 from pw.tracking.loggers import Live, MLflow
 from pw.tracking.mlflow_log import RunRecord, connect, log_ablation
-from pw.tracking.mlflow_ui import APP, PAGE, ui_command
+from pw.tracking.mlflow_ui import ui_command, ui_environment
 from pw.tracking.relay import Followed
 from pw.tracking.ui_app import opening_page
 
@@ -36,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, PAGE: "/experiments/1/runs?workflowType=machine_learning"}
+    environment = ui_environment("/experiments/1/runs?workflowType=machine_learning")
     process = subprocess.Popen(
         ui_command(outputs, port), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -91,8 +89,6 @@ def test_a_training_and_its_table_are_logged_to_a_server(server: str, tmp_path: 
 
 @needs_browser
 def test_it_opens_on_the_newest_runs_without_the_assistant(server: str, tmp_path: Path) -> None:
-    if APP not in entry_points(group="mlflow.app").names:
-        pytest.skip("the package was installed before it had this plug-in: make setup")
     connect(server).create_experiment("opened")
     with Browser(tmp_path / "profile") as browser:
         browser.call("Page.navigate", url=server)
