@@ -53,7 +53,7 @@ const open = () => {
   tell();
   const next = data.pairs[data.pairs.indexOf(pair) + 1];
   if (next && !data.exported) {  // be ready for it
-    for (const {strip, preview, mp4} of next.slice(1).map(entry)) if (mp4) fetch(`media/${strip || preview || mp4}`).catch(() => {});
+    for (const {strip, preview, mp4} of next.slice(1).map(entry)) if (strip || mp4) fetch(`media/${strip || preview || mp4}`).catch(() => {});
   }
 };
 

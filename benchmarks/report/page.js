@@ -128,7 +128,7 @@ if (data) {
         screen.canvas.setAttribute("role", "img");
         player.drag(screen.canvas);
         const links = caption.appendChild(make("span", "", {className: "links"}));
-        links.append(make("a", `mp4, ${entry.size}`, {href: `${data.folder}/${entry.mp4}`}), entry.source ? make("a", "lossless", {href: entry.source}) : "");
+        links.append(entry.mp4 ? make("a", `mp4, ${entry.size}`, {href: `${data.folder}/${entry.mp4}`}) : "", entry.source ? make("a", "lossless", {href: entry.source}) : "");
       }
       figure.append(caption);
       return figure;

@@ -131,8 +131,8 @@ def _players(evidence: Evidence, beside: Path, media: Media) -> dict[str, Any]:
 
 def _shown(entry: Mapping[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     link = quote(os.fsencode(os.path.relpath(path, folder)))  # a name may be no UTF-8
-    size = human_size(entry["bytes"][entry["mp4"]])
-    return {key: value for key, value in entry.items() if key != "bytes"} | {"source": link, "size": size}
+    size = {"size": human_size(entry["bytes"][entry["mp4"]])} if "mp4" in entry else {}
+    return {key: value for key, value in entry.items() if key != "bytes"} | {"source": link, **size}
 
 
 def read_asset(name: str) -> str:

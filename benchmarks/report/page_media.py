@@ -5,9 +5,11 @@ A file is named by the SHA-256 of its clip and made once; `media.json` lists wha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,11 +34,16 @@ STRIP_PIXELS, STRIP_HEIGHT = 2**22, 2**13
 THREADS, ALONE = 4, 2**24
 """So many clips are encoded at once, but one by one where a file of theirs has so many bytes, for its memory."""
 
+INDEX_SECONDS = 2.0  # between two times that the list of what was made is written
+
 COMPARED_FRAMES, COMPARED_SIDE = 8, 512
 """Two clips are compared over so many frames, spread evenly, and in their centre of at most this side."""
 
-PAGE_CLIPS, PAGE_PIXELS = 16, 2e9
-"""A page shows at most so many clips, of at most so many pixels in a row: 16 at the tiny scale, 4 at 2K."""
+PAGE_CLIPS, PAGE_PIXELS = 128, 2e9
+"""A page shows at most so many clips, of at most so many pixels in a row: 128 at the tiny scale, 4 at 2K."""
+
+SENT_CLIPS = 16
+"""So many of them have an H.264 file, to be sent; the others only if a player needs it."""
 
 
 class Clip(NamedTuple):
@@ -106,7 +113,7 @@ def make_media(rows: Sequence[ClipRow], folder: Path, *, is_shared: bool = False
     index = read_json(folder / "media.json") or {}
     kept: dict[str, Any] = {}
     media = Media(sorted({name for _, clips in rows for name in clips}), [(label, []) for label, _ in rows], [])
-    line, pace = ProgressLine(), Pace()
+    line, pace, written = ProgressLine(), Pace(), time.monotonic()
     for number, name in enumerate(media.names):
         if line.is_due:
             left = pace.time_left(number, len(media.names))
@@ -114,16 +121,18 @@ def make_media(rows: Sequence[ClipRow], folder: Path, *, is_shared: bool = False
         made = [_Made(clips.get(name)) for _, clips in rows]
         distinct = {one.key: one for one in made if one.key}
         workers = THREADS if all(length(one.clip.path) < ALONE for one in made) else 1
+        make = partial(_Made.make, folder=folder, index=index, is_sent=number < SENT_CLIPS)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda one: one.make(folder, index), distinct.values()))
+            list(pool.map(make, distinct.values()))
         made = [distinct.get(one.key, one) for one in made]
         for one, (_, entries) in zip(made, media.rows, strict=True):
             entries.append(one.entry)
             kept |= {one.key: one.entry} if one.key else {}
         key = digest([FORMAT, [one.key for one in made]], 16)
         media.differences.append(kept.setdefault(key, index.get(key) or _differences([one.compared() for one in made])))
-        if kept.keys() - index.keys():  # a call that is stopped continues here
+        if time.monotonic() > written + INDEX_SECONDS:  # a call that is stopped continues here
             write_json(folder / "media.json", index | kept)
+            written = time.monotonic()
     line.clear()
     if is_shared:
         return media
@@ -148,25 +157,42 @@ class _Made:
             except OSError as error:
                 self.entry = {"gap": "is gone" if isinstance(error, FileNotFoundError) else os_reason(error)}
 
-    def make(self, folder: Path, index: Mapping[str, Any]) -> None:
+    def make(self, folder: Path, index: Mapping[str, Any], *, is_sent: bool) -> None:
         """Make the files, unless they are there as the index says. Raises OSError if they cannot be written."""
         try:
-            is_whole = _is_whole(index.get(self.key), folder)
-            self.entry = index[self.key] if is_whole else self._make(folder, self.key)
+            is_whole = _is_whole(index.get(self.key), folder) and (not is_sent or "mp4" in index[self.key])
+            self.entry = index[self.key] if is_whole else self._make(folder, self.key, is_sent=is_sent)
         except OSError:  # of the folder: a clip that cannot be read is a VideoError
             raise
         except Exception as error:  # FFmpeg's, or no memory: of this clip alone
             self.key, self.entry = "", {"gap": str(error) or type(error).__name__}
 
-    def _make(self, folder: Path, key: str) -> dict[str, Any]:
-        import numpy as np
+    def _make(self, folder: Path, key: str, *, is_sent: bool) -> dict[str, Any]:
         from PIL import Image
 
-        from pw.io.video import probe, read_video, write_video
+        from pw.io.video import probe, read_video
 
         frames, fps = read_video(self.clip.path), probe(self.clip.path).fps
         n, height, width = frames.shape[:3]
         self._compared = _compared(frames)
+        files: dict[str, str] = {}
+        if n * height * width <= STRIP_PIXELS and n * height <= STRIP_HEIGHT:
+            files["strip"] = f"{key}.png"
+            with replacing(folder / files["strip"]) as partial:
+                Image.fromarray(frames.reshape(n * height, width, 3)).save(partial, format="PNG")
+        if is_sent or not files:
+            files |= self._encode(folder, key, frames, fps)
+        sizes = {name: (folder / name).stat().st_size for name in files.values()}
+        return {**files, "frames": n, "height": height, "width": width, "fps": fps, "bytes": sizes}
+
+    def _encode(self, folder: Path, key: str, frames: np.ndarray, fps: float) -> dict[str, str]:
+        """Write the H.264 file of a clip, and of a large one without a PNG a small preview."""
+        import numpy as np
+        from PIL import Image
+
+        from pw.io.video import probe, write_video
+
+        n, height, width = frames.shape[:3]
         factor = max(1, round(SIDE / min(height, width)))
         factor += factor > 1 and factor % 2 * (height % 2 or width % 2)
         large = frames.repeat(factor, 1).repeat(factor, 2) if factor > 1 else frames
@@ -175,19 +201,14 @@ class _Made:
             large = np.pad(large, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), "edge")
         files = {"mp4": f"{key}.mp4"}
         write_video(folder / files["mp4"], large, fps, lossless=False)
-        if n * height * width <= STRIP_PIXELS and n * height <= STRIP_HEIGHT:
-            files["strip"] = f"{key}.png"
-            with replacing(folder / files["strip"]) as partial:
-                Image.fromarray(frames.reshape(n * height, width, 3)).save(partial, format="PNG")
-        elif min(height, width) > SIDE:
+        if min(height, width) > SIDE and (n * height * width > STRIP_PIXELS or n * height > STRIP_HEIGHT):
             files["preview"] = f"{key}-preview.mp4"
             size = [round(side * SIDE / min(height, width) / 2) * 2 for side in (width, height)]
             small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames]
             write_video(folder / files["preview"], np.stack(small), fps, lossless=False)
         if probe(folder / files["mp4"]).frames != n:
             raise OSError(f"{folder / files['mp4']}: is not whole; is the disk full?")
-        sizes = {name: (folder / name).stat().st_size for name in files.values()}
-        return {**files, "frames": n, "height": height, "width": width, "fps": fps, "bytes": sizes}
+        return files
 
     def compared(self) -> np.ndarray | None:
         """The frames that are compared, [F, h, w, 3]; None for a gap."""

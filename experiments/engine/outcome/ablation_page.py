@@ -26,9 +26,10 @@ def ablation_evidence(plan: Plan, result: Mapping[str, Any]) -> Evidence:
     """What the page of an ablation shows. result: of `make_table`"""
     rows, seed, scale = clip_rows(plan), plan.options.seeds[0], plan.arms[0].first.scale
     arms = [arm.name for arm in plan.arms]
+    count, total = clip_count(plan), plan.ceiling.first.sampling.count
     about = (
-        f"The first {clip_count(plan)} evaluation clips of seed {seed}, the same in every arm: {scale.frames} frames "
-        f"of {scale.size[1]} × {scale.size[0]} pixels. The scores are of all clips and seeds."
+        f"{'All' if count == total else 'The first'} {count} evaluation clips of seed {seed}, the same in every arm: "
+        f"{scale.frames} frames of {scale.size[1]} × {scale.size[0]} pixels. The scores are of all clips and seeds."
     )
     return replace(
         evidence_of(result),

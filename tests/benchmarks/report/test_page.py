@@ -249,6 +249,18 @@ class TestTheFilesOfAClip:
         assert np.abs(small - source).mean() < 3
         assert np.abs(small - source)[:, -1].max() < 12
 
+    def test_of_many_small_clips_are_h264_for_the_first_alone(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        clips = {}
+        for i in range(18):
+            write_video(tmp_path / f"{i:04d}.mkv", rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8))
+            clips[f"{i:04d}"] = Clip(tmp_path / f"{i:04d}.mkv")
+        media = make_media([("a", clips)], tmp_path / "page")
+        assert ["mp4" in entry for entry in media.rows[0][1]] == [True] * 16 + [False] * 2
+        assert all((tmp_path / "page" / entry["strip"]).is_file() for entry in media.rows[0][1])
+        later = {name: clip for name, clip in clips.items() if name > "0001"}  # those that are first now have one, too
+        assert all("mp4" in entry for entry in make_media([("a", later)], tmp_path / "page").rows[0][1])
+
     def test_of_a_small_clip_are_all_frames_without_loss(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         video = rng.integers(0, 256, (4, 10, 14, 3), dtype=np.uint8)
