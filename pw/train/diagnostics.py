@@ -1,7 +1,7 @@
 """The curves of a training beside its losses, its held-out loss, and samples: a callback on Lightning's logger.
 
     train/grad_norm                  norm of the gradient before it is clipped
-    train/ema_distance               |ema - net| / |net|
+    train/ema_distance               |ema - net| / |net|, of the weights that are trained
     train/flow_error/t250-500        squared error of the flow velocity, before weights, by the timestep of a clip
     train/rung_error/k2              the same of the shortcut velocity, by rung: stride = timestep / 2^k
     held_out/flow_error/t250-500     on held-out clips with fixed noise (`pw.train.held_out`)
@@ -106,7 +106,7 @@ class Diagnostics(L.Callback):
 
     def _ema_distance(self, module: Any) -> float:
         pairs = zip(module.ema.parameters(), module.net.parameters(), strict=True)
-        pairs = [(local_rows(ema)[0], local_rows(online)[0]) for ema, online in pairs if ema is not online]
+        pairs = [(local_rows(ema)[0], local_rows(online)[0]) for ema, online in pairs if online.requires_grad]
         # one by one: all differences of a large network would take its memory once more
         differences = [torch.linalg.vector_norm(ema - online) for ema, online in pairs]
         return self._of_all(differences) / max(1e-30, self._norm([online for _, online in pairs]))
