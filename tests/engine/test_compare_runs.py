@@ -166,6 +166,9 @@ class TestTwoRuns:
         assert result["metrics"]["psd"]["verdict"] == "not resolved"
         assert result["metrics"]["psd"]["diff"] < 0  # real has texture, too
         assert result["measured_by"]["psd"]["clips"]["n"] == CLIPS
+        page = (tmp_path / "out" / "index.html").read_text()
+        labels = ["real", f"a: {four.signature}", f"b: {eight.signature}"]  # no anchors were written
+        assert f'"labels": {json.dumps(labels)}' in page
 
     def test_of_two_trainings_name_the_choices_that_differ(self, tmp_path: Path) -> None:
         a = make_run(tmp_path, build([*BASE]), 2)
