@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Live:
     name: str
     params: dict[str, object]
     tags: dict[str, str]
+    began: float = field(default_factory=time.time)  # s since 1970
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class MLflow(Tracking):
             if identity is not None and _has_run(client, identity):
                 client.update_run(identity, "RUNNING")
                 return _MLflowRun(client, identity), identity
-            identity = client.create_run(experiment, tags=dict(live.tags), run_name=live.name).info.run_id
+            began = int(1000 * live.began)  # before the relay has loaded MLflow
+            identity = client.create_run(experiment, began, dict(live.tags), live.name).info.run_id
         logger = _MLflowRun(client, identity)
         logger.log_hyperparams(live.params)
         return logger, identity
@@ -124,6 +126,12 @@ class WandB(Tracking):
 
     def check(self) -> None:
         _require("wandb", "wandb")
+        is_online = self.mode == "online" and os.environ.get("WANDB_MODE", "online") == "online"
+        if is_online and not _has_wandb_key():
+            raise ValueError(
+                "tracking=wandb: there is no API key: `wandb login` or WANDB_API_KEY gives one, tracking.mode=offline "
+                "needs none"
+            )
 
     def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
         """As `MLflow.open`; a run's identity follows from its folder and experiment."""
@@ -177,6 +185,18 @@ class TensorBoard(Tracking):
 
         frames = np.concatenate([*read_video(file)[:: max(1, _frames(file) // 4)]], 1)
         logger.experiment.add_image(f"{name.partition('/')[0]}/{file.stem}", frames, step, dataformats="HWC")
+
+
+def _has_wandb_key() -> bool:
+    """Whether W&B has an API key. Its own answer comes last: with a key it asks the server, which takes seconds."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    if any(Path(file).expanduser().exists() for file in files):
+        return True
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
 
 
 def _frames(file: Path) -> int:

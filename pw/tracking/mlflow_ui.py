@@ -43,7 +43,7 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
     port, outputs = options.port, options.outputs
     home = mlflow_folder(outputs)
     if not (home / "mlflow.db").exists():
-        raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
+        raise ConfigError(f"no MLflow database in {home} yet: `make train` or `make ablation name=ansc` makes it")
     check_port(port, "an MLflow UI already open")
     try:
         with locked_database(home):

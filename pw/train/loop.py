@@ -36,6 +36,7 @@ from pw.parallel.signals import Stopped
 from pw.parallel.team import Place, Share, Team, current_place, join_team, prints_for_user
 from pw.run.build import Run, build
 from pw.stages import import_stages, stage_module
+from pw.tracking.loggers import MLflow
 from pw.train import record
 from pw.train.batches import batches
 from pw.train.preflight import check_kernel, preflight
@@ -281,7 +282,7 @@ def next_commands(run: Run, outputs: Path) -> list[str]:
     if run.text is not None and run.stage == "hires":
         words = (f"scale={run.scale.name}", f"hires={signature}", "prompt=a heron lifts off a misty lake")
         commands.append(command_line("generate", *words, *where))
-    if (outputs / "mlflow" / "mlflow.db").exists():
+    if isinstance(run.tracking, MLflow) and (outputs / "mlflow" / "mlflow.db").exists():
         commands.append(command_line("mlflow", *where))
     return [f"  {command}" for command in commands]
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,10 @@ def test_scores_of_a_training_that_ended_earlier_go_to_its_run(training: Live) -
 def logged(outputs: Path) -> dict[str, Any]:
     """The only run of the database: name, status, parameters, and (name, step, value) of its points."""
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
-        ((run, name, status),) = db.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        ((run, name, status, began),) = db.execute("SELECT run_uuid, name, status, start_time FROM runs").fetchall()
         params = dict(db.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)))
         points = db.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)).fetchall()
-    return {"name": name, "status": status, "params": params, "points": sorted(points)}
+    return {"name": name, "status": status, "start_time": began, "params": params, "points": sorted(points)}
 
 
 @pytest.mark.slow
@@ -175,9 +175,10 @@ def test_mlflow_has_a_running_training_and_the_same_run_after_a_resume(training:
     tracking = MLflow(**CADENCE, uri=None)
     write_playable(training.folder / "samples" / "update-000100" / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
     write(training, 10, 20, 30)
+    training = replace(training, began=1700000000.0)  # not the time at which MLflow was loaded
     first = Followed(training, tracking, tmp_path)
     first.forward()
-    assert logged(tmp_path)["status"] == "RUNNING"
+    assert (logged(tmp_path)["status"], logged(tmp_path)["start_time"]) == ("RUNNING", 1700000000000)
     first.status = "KILLED"
     first.forward()
     assert logged(tmp_path)["status"] == "KILLED"
@@ -294,6 +295,20 @@ def test_a_store_whose_package_is_missing_is_named_before_anything_runs(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
     with pytest.raises(ConfigError, match=r"tracking=wandb: the package wandb is missing"):
         preflight(build(["tracking=wandb"]), tmp_path)
+
+
+def test_wandb_without_a_key_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tracking=wandb: there is no API key: `wandb login`"):
+        preflight(build(["tracking=wandb"]), tmp_path)
+    preflight(build(["tracking=wandb", "tracking.mode=offline"]), tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
+    preflight(build(["tracking=wandb"]), tmp_path)
 
 
 def test_samples_need_held_out_clips() -> None:

@@ -384,7 +384,9 @@ def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pyt
         assert main(words) == 2
         return capsys.readouterr().err
 
-    assert re.search(r"no MLflow database in .* run `make ablation name=ansc` first", error_of(f"outputs={tmp_path}"))
+    assert re.search(
+        r"no MLflow database in .* `make train` or `make ablation name=ansc` makes it", error_of(f"outputs={tmp_path}")
+    )
     assert not list(tmp_path.iterdir())
     assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in error_of("prot=5000")
     assert "port=http: a whole number from 1024 to 65535" in error_of("port=http")
