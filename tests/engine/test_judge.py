@@ -398,6 +398,9 @@ class TestAnswersFromAFile:
         with pytest.raises(ConfigError, match=f"add={path}: .*{message}"):
             take_answers(path, read_plans(votes_folder(plan)), votes_folder(plan))
         assert not VoteFile(vote_plan, votes_folder(plan)).answers
+        path.write_text("# not JSON")
+        with pytest.raises(ConfigError, match=f"add={path}: is no file of answers that the page saved"):
+            take_answers(path, read_plans(votes_folder(plan)), votes_folder(plan))
 
     def test_that_contradict_those_that_are_there_are_refused(self, plan: Plan, tmp_path: Path) -> None:
         vote_plan, _ = drawn(plan, export=tmp_path / "page")
@@ -648,6 +651,9 @@ def test_an_exported_page_and_its_answers_pass_through_the_command_into_the_tabl
 ) -> None:
     words = ["name=ansc", f"outputs={plan.options.outputs}"]
     assert call(*words, "judge=anna", "votes=3", f"export={tmp_path / 'page'}") == 0
+    told = capsys.readouterr().out
+    assert "index.html: 7 pairs (3 votes and 4 checks); send the folder" in told
+    assert f"-m pw judge name=ansc add=FILE outputs={plan.options.outputs}\n" in told
     vote_plan = read_plans(votes_folder(plan))[0]
     file = tmp_path / "votes.json"
     file.write_text(json.dumps(saved(vote_plan, [[pair.id, "tie", 5] for pair in vote_plan.pairs])))
@@ -656,7 +662,9 @@ def test_an_exported_page_and_its_answers_pass_through_the_command_into_the_tabl
     assert f"anna: {total} new answers, {total} of {total} in all" in capsys.readouterr().out
     assert "left out by the checks" in (plan.folder / "table.md").read_text()
     assert call(*words, "report=true") == 0
-    assert "LEFT OUT: 3 of 3 checks failed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "  anna: 3 votes (0 left, 0 right, 3 ties); missed 3 of 3 degraded clips; preferred one of" in told
+    assert "LEFT OUT: 3 of 3 checks failed" in told
 
 
 @pytest.mark.slow

@@ -37,11 +37,12 @@ from experiments.engine.judge.vote_report import read_judges, report_lines, vote
 from experiments.engine.outcome.verdict import clauses_of
 from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
+from pw.io.command_line import command_line
 from pw.io.console import one_line, print_line
 from pw.io.files import check_writable, exclusive_lock, parse_json
 from pw.io.host import check_port
 from pw.io.paths import OUTPUTS
-from pw.train.loop import results_folder
+from pw.train.loop import outputs_word, results_folder
 
 NAMED = 5  # gaps that are printed
 
@@ -108,8 +109,9 @@ def run(options: JudgeOptions) -> int:
         vote_plan, shown = plan_for(options, plan, arms, clips_of(plan))
     if options.export is not None:
         export(vote_plan, shown, options.export)
-        print(f"{options.export / 'index.html'}: {len(vote_plan.pairs)} pairs; send the folder")
-        print(f"the page saves a file of answers, which is taken in by: pw judge name={plan.name} add=FILE")
+        print(f"{options.export / 'index.html'}: {_asked(vote_plan)}; send the folder")
+        print("the page saves a file of answers, to be sent back; this takes it in:")
+        print(f"  {command_line('judge', f'name={plan.name}', 'add=FILE', *outputs_word(options.outputs))}")
         return 0
     return serve(plan, vote_plan, shown, options.port)
 
@@ -172,6 +174,11 @@ def _print_gaps(gaps: Sequence[str]) -> None:
         print_line(f"not shown: {text}")
 
 
+def _asked(plan: VotePlan) -> str:
+    checks = sum(pair.kind != "arms" for pair in plan.pairs)
+    return f"{len(plan.pairs)} pairs ({len(plan.pairs) - checks} votes and {checks} checks)"
+
+
 def _clauses(plan: Plan) -> Sequence[Clause]:
     return clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
 
@@ -191,7 +198,7 @@ def serve(plan: Plan, vote_plan: VotePlan, shown: Shown, port: int) -> int:
             thread = threading.Thread(target=server.serve_forever, daemon=True)
             try:
                 thread.start()
-                print(f"{vote_plan.judge}: {total} pairs, {before} answered; open\n\n  {server.url}\n")
+                print(f"{vote_plan.judge}: {_asked(vote_plan)}, {before} answered; open\n\n  {server.url}\n")
                 print("Ctrl-C ends it; every answer is kept, and the same command goes on", flush=True)
                 thread.join()
             except KeyboardInterrupt:

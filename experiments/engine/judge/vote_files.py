@@ -93,10 +93,13 @@ def read_answers(path: Path) -> dict[str, Any]:
     """The content of a file that an exported page saved. Raises ConfigError for any other file."""
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise ValueError("is no file of answers")
-        values = parse_json(path.read_bytes())
+            raise ValueError("is no file of answers that the page saved")
+        try:
+            values = parse_json(path.read_bytes())
+        except ValueError:
+            values = None
         if not isinstance(values, dict) or not isinstance(values.get("votes"), list):
-            raise ValueError("is no file of answers")
+            raise ValueError("is no file of answers that the page saved")
         content = [values.get(key) for key in ("plan", "judge", "shown", "votes")]
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
         if values.get("checksum") != hashlib.sha256(text.encode()).hexdigest():

@@ -215,12 +215,11 @@ def report_lines(judges: Sequence[Judge], votes: Mapping[str, Any]) -> list[str]
     lines = ["judges"]
     for judge in judges:
         scores = [score for _, score in judge.votes]
-        ties, left = scores.count(0.5), scores.count(1.0)
-        decided = len(scores) - ties
+        left, right, ties = (scores.count(score) for score in (1.0, 0.0, 0.5))
         lines.append(
-            f"  {judge.name}: {len(scores)} votes, {ties} ties, {left} of {decided} decided ones for the left; failed "
-            f"{judge.failed} of {judge.checks} checks; preferred a side of twice the same clip {judge.preferred} of "
-            f"{judge.alike} times; {median(judge.milliseconds or [0]) / 1000:.1f} s a pair"
+            f"  {judge.name}: {len(scores)} votes ({left} left, {right} right, {ties} ties); missed {judge.failed} of "
+            f"{judge.checks} degraded clips; preferred one of two identical clips in {judge.preferred} of "
+            f"{judge.alike} pairs; {median(judge.milliseconds or [0]) / 1000:.1f} s a pair"
             + (f"; LEFT OUT: {judge.left_out}" if judge.left_out else "")
         )
     lines += ["arms, share of votes against the others"]
