@@ -16,6 +16,7 @@ def test_answers_for_a_design_in_a_table_and_as_json(tmp_path: Path, capsys: pyt
     told = capsys.readouterr().out
     assert "ASSUMED: 20 % ties" in told
     assert "75 %" in told
+    assert "simulated" in told.split("ASSUMED")[1]  # the heading, whole at 80 columns
     small, large = json.loads(out.read_text())
     assert (small["share"], large["share"]) == (0.6, 0.75)
     assert 0.05 < small["power"] < large["power"] < 1

@@ -77,9 +77,9 @@ def run(options: VotePowerOptions) -> int:
         f"the test of the table (D106). ASSUMED: {100 * options.ties:g} % ties, and that judges differ by "
         f"{options.judge_sd:g} and clips by {options.clip_sd:g} in log-odds (ties=, judge_sd=, clip_sd=)"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("votes for the better arm", "power", "simulated"):
-        table.add_column(header, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for header in ("better arm's share", "power", "simulated"):
+        table.add_column(header, justify="right", min_width=max(map(len, header.split())))
     for n in answer[0]["needed"]:
         table.add_column(f"{n} judge{'s' * (n > 1)}", justify="right")
     for row in answer:
@@ -88,8 +88,9 @@ def run(options: VotePowerOptions) -> int:
         table.add_row(f"{100 * row['share']:g} %", f"{100 * row['power']:.0f} %", simulated, *needed)
     terminal.print(table)
     terminal.print(
-        f"on the right: votes of each judge for {100 * options.power:g} % power; – no number is enough, as judges and "
-        "clips differ by more: ask more judges, or show more clips. One judge speaks for no other."
+        f"left: the chance to show that share, by formula and in {options.simulate} simulated studies; right: votes of "
+        f"each judge for {100 * options.power:g} % power; – no number is enough, as judges and clips differ by more: "
+        "ask more judges, or show more clips. One judge speaks for no other."
     )
     if options.out is not None:
         write_json(options.out, answer)
