@@ -281,7 +281,8 @@ def test_an_ablation_by_two_revisions_says_what_the_change_did(repository: Path,
     assert {(mark["git_commit"], mark["dirty"]) for mark in marks} == {(commit, False) for commit in commits}
     page = (tmp_path / "ansc/index.html").read_text()
     assert "pw.method.weighting.DeltaSigma.__call__" in page
-    assert f"git worktree add --force --detach {tmp_path}/code/{commits[1]} {commits[1]}" in page
+    checkout = f"{tmp_path}/code/{commits[1]}"
+    assert f"[ -d {checkout} ] || git worktree add --force --detach {checkout} {commits[1]}" in page
     assert "differences to the same arm by base" in ended.stdout
     assert git(repository, "status", "--porcelain") == ""
 

@@ -36,13 +36,14 @@ class Revision:
         return self.folder == ROOT
 
     def __str__(self) -> str:
-        changes = " and what is not committed" if self.is_current else ""
+        changes = " and what is not committed" if self.is_current and commit_of(ROOT)[1] else ""
         return f"code {self.name} is {self.commit[:8]} ({self.subject}){changes}"
 
     @property
     def checkout_command(self) -> str:
         """The command that makes `folder` again; empty for the user's own checkout."""
-        return "" if self.is_current else f"git worktree add --force --detach {self.folder} {self.commit}"
+        add = f"git worktree add --force --detach {self.folder} {self.commit}"
+        return "" if self.is_current else f"[ -d {self.folder} ] || {add}"
 
 
 def revisions(names: Sequence[str], outputs: Path) -> list[Revision]:
