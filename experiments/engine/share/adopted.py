@@ -37,13 +37,17 @@ def adoption(folder: Path) -> dict[str, Any] | None:
     return record if mark.get("checksum") == record.get("checksum") else None
 
 
+def short_commits(text: str) -> str:
+    """`text` with 12 of the 40 digits of each commit in it."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", text)
+
+
 def adopted_notes(folders: Sequence[tuple[str, Path]]) -> list[str]:
     """A note per file that results were adopted from. folders: (kind of job, folder) of every job of a plan"""
     counts: dict[str, dict[str, int]] = {}
     for kind, folder in folders:
         if record := adoption(folder):
-            commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", record["commit"])
-            file = f"{record['file']} (sha256 {record['sha256'][:12]}, commit {commit})"
+            file = f"{record['file']} (sha256 {record['sha256'][:12]}, commit {short_commits(record['commit'])})"
             counts.setdefault(file, dict.fromkeys(KINDS, 0))[kind] += 1
     totals = {kind: sum(other == kind for other, _ in folders) for kind in KINDS}
     return [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.page import PAGE
+from experiments.engine.share.adopted import short_commits
 from experiments.engine.share.bundle import MANIFEST, Bundle, meter, open_bundle, summary
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.console import print_line, printable
@@ -65,10 +66,11 @@ def run(options: OpenOptions) -> int:
 def described(manifest: Mapping[str, Any]) -> list[str]:
     """What a shared ablation is, in a few lines."""
     seeds = ", ".join(map(str, manifest["seeds"]))
+    commits = short_commits(", ".join(manifest["commits"]))
     return [
         f"{manifest['ablation']}: {manifest['title']}",
         *(f"  {line}" for line in manifest["verdict"]),
-        f"scale {manifest['scale']}, seeds {seeds}; commit {', '.join(manifest['commits']) or 'unknown'}",
+        f"scale {manifest['scale']}, seeds {seeds}; commit {commits or 'unknown'}",
         summary(manifest["members"]),
         *manifest["adopted"],
     ]
