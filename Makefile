@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	echo "key=value arrives as typed; args=\"…\" is several words, which the shell splits and expands: quote a name in it again"
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
