@@ -310,6 +310,13 @@ def _has_votes(result: Result) -> bool:
     return bool((result.get("votes") or {}).get("arms"))
 
 
+def _with_range(value: float, row: Mapping[str, Any], digits: Digits) -> str:
+    """`85 (19 … 99)`: of votes an interval is no longer the same on both sides where it is near an end."""
+    if row["low"] is None or row["high"] is None:
+        return digits.text(value)
+    return f"{digits.text(value)} ({digits.text(row['low'])} … {digits.text(row['high'])})"
+
+
 def _vote_shares(result: Result, *, marks: bool) -> Grid:
     """A column with the share of votes that each arm has against the others."""
     votes = result["votes"]
@@ -320,9 +327,7 @@ def _vote_shares(result: Result, *, marks: bool) -> Grid:
         detail = _interval_text(row["mean"], row, replace(digits, decimals=digits.decimals + 1))
         detail += f"; {_difference_detail(against, digits)}" if against else ""
         verdict = against["verdict"] if marks and against else None
-        return Cell(
-            digits.interval(row["mean"], half_width(row)), votes["best"] == arm, verdict, "", row["mean"], detail
-        )
+        return Cell(_with_range(row["mean"], row, digits), votes["best"] == arm, verdict, "", row["mean"], detail)
 
     rows = tuple((arm, (cell(arm, row),)) for arm, row in votes["arms"].items())
     return Grid((Column("people", "votes [%]\u00a0↑", "votes"),), rows)
@@ -333,7 +338,11 @@ def _vote_differences(result: Result) -> Grid:
     rows = result["votes"]["vs_previous"]
     digits = _digits([{**row, "mean": row["diff"]} for row in rows.values()], 0)
     labels = {arm["name"]: _row_label(result, arm) for arm in result["arms"]}
-    cells = tuple((labels[arm], (_difference(row, digits, tested=True),)) for arm, row in rows.items())
+
+    def cell(row: Mapping[str, Any]) -> Cell:
+        return replace(_difference(row, digits, tested=True), text=_with_range(row["diff"], row, digits))
+
+    cells = tuple((labels[arm], (cell(row),)) for arm, row in rows.items())
     return Grid((Column("people", "votes for − against [%]\u00a0↑", "votes"),), cells)
 
 

@@ -32,6 +32,8 @@ from pw.io.files import digest
 from pw.io.manifest import check, write_mark
 from pw.train.record import training_folder
 
+pytestmark = pytest.mark.slow  # a small ablation is run
+
 ROOT = Path(__file__).parents[2]
 SENDER = "bob-the-sender"
 SIZES = ["start.updates=2", "train.updates=2", "train.batch_size=2", "sampling.count=2", "sampling.solution_steps=4"]
