@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pw.io.arguments import Range, Seed, check_path
 from pw.run.strategies import Constraint
@@ -254,3 +254,7 @@ class Tracking:
 
     def check(self) -> None:
         """Raises ValueError if a package is missing."""
+
+    def close(self, logger: Any, status: str) -> None:
+        """End a run. status: success, failed or KILLED"""
+        logger.finalize(status)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.paths import ROOT, SUITE
+from pw.parallel.signals import stop_signals
 
 if TYPE_CHECKING:
     from pw.run.settings import Tracking
     from pw.tracking.loggers import Live
 
-CLOSE_SECONDS = 30.0  # for what is not passed on yet at the end, most of which is the import of a store
+CLOSE_SECONDS = 30.0  # between two signs of life at the end, most of which is the import of a store
 
 
 class LiveTracking:
@@ -32,6 +34,7 @@ class LiveTracking:
         self.outputs = outputs.resolve()
         self._relay: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._unsent: list[tuple[str, Any]] = []  # while the relay is busy with a store
 
     def begin(self, live: Live, tracking: Tracking) -> None:
         """Follow a training, from its files."""
@@ -46,18 +49,22 @@ class LiveTracking:
         self._send("end", (folder, status))
 
     def close(self) -> str:
-        """Wait until all is passed on, but not for long; returns why it was not, "" if it was."""
+        """Wait until all is passed on, while there is progress; returns why it was not, "" if it was."""
         if self._relay is None or self._connection is None:
             return ""
         problem = f"it did not answer within {CLOSE_SECONDS:g} s"
         with suppress(OSError, EOFError):
             self._send("close", None)
-            if self._connection.poll(CLOSE_SECONDS):
-                problem = str(self._connection.recv())
+            self._send_on(CLOSE_SECONDS)
+            while self._connection.poll(CLOSE_SECONDS):
+                if (answer := self._connection.recv()) is not None:  # None: it passed on one training
+                    problem = str(answer)
+                    break
         self._relay.kill()
         self._relay.wait()
         self._connection.close()
         self._relay = self._connection = None
+        self._unsent.clear()
         return problem
 
     def _start(self) -> None:
@@ -66,7 +73,10 @@ class LiveTracking:
         log.parent.mkdir(parents=True, exist_ok=True)
         path = [*dict.fromkeys([str(SUITE), str(ROOT)]), *filter(None, [os.environ.get("PYTHONPATH")])]
         command = [sys.executable, "-m", "pw.tracking.relay", str(theirs.fileno()), str(self.outputs)]
-        with ours, theirs, log.open("ab") as output:
+        # `timeout`, Slurm and a terminal signal all processes: the relay ends with its runner, and says how that ended
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*stop_signals(), signal.SIGINT])
+        with ours, theirs, log.open("ab") as output, ExitStack() as stack:
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             self._relay = subprocess.Popen(
                 command,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
@@ -81,8 +91,12 @@ class LiveTracking:
         with suppress(OSError, ValueError):
             if self._connection is None and kind in ("begin", "add"):
                 self._start()
-            if self._connection is None:
-                return
-            _, writable, _ = select.select([], [self._connection], [], 0)
-            if writable:  # else the relay hangs, and the runner must not
-                self._connection.send((kind, content))
+            if self._connection is not None:
+                self._unsent.append((kind, content))
+                self._send_on(0.0)
+
+    def _send_on(self, seconds: float) -> None:
+        """Send what is unsent. seconds: to wait for the relay, each time it takes no more."""
+        assert self._connection is not None
+        while self._unsent and select.select([], [self._connection], [], seconds)[1]:
+            self._connection.send(self._unsent.pop(0))

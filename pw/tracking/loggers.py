@@ -16,7 +16,6 @@ To add a store, write such a dataclass in a module of your folder and name it in
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -34,9 +33,6 @@ from pw.tracking.mlflow_log import (
     mlflow_folder,
     prepare_database,
 )
-
-# a server that is gone is known in seconds; the relay tries again later
-SERVER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,6 @@ class MLflow(Tracking):
 
     def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
         """(logger of a new run, or of the run `identity` if that is still there; its identity)."""
-        os.environ.update(SERVER)
         home = mlflow_folder(outputs)
         with locked_database(home) if self.uri is None else nullcontext():
             if self.uri is None:
@@ -150,12 +145,16 @@ class WandB(Tracking):
             tags=[f"{key}:{value}"[:64] for key, value in live.tags.items() if not key.startswith("pw.")],
             offline=self.mode == "offline",
             resume="allow",
+            reinit="create_new",  # else all trainings of an ablation are one run
         )
         logger.log_hyperparams(live.params)
         return logger, identity
 
     def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
         logger.log_video(f"{name.partition('/')[0]}/{file.stem}", [str(file)], step, format=["mp4"])
+
+    def close(self, logger: Any, status: str) -> None:
+        logger.experiment.finish(0 if status == "success" else 1)
 
 
 @dataclass(frozen=True)

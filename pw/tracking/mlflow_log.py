@@ -46,6 +46,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise the UI starts 8 more processes
 }
+# a server that is gone is known in seconds, by MLflow's own choice in 20 minutes; the environment overrides it
+SERVER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 BATCH = 1000  # MLflow's limit for one log_batch
 ALL = 50_000  # MLflow's limit for one search
 
@@ -296,7 +298,7 @@ def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
 
 def connect(uri: str) -> MlflowClient:
     """A client of a server or database."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | {key: os.environ.get(key, value) for key, value in SERVER.items()})
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # hides migrations, and tracebacks of errors that are raised here

@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pw.io.files import digest, parse_json, read_json, write_json
 from pw.tracking.curves import CURVES, SAMPLES
 from pw.tracking.loggers import Live
@@ -43,13 +45,16 @@ class Followed:
     status: str = ""  # at its end: success, failed or KILLED
     added: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)  # (step, values) that are in no file
     logger: Any = None
+    lock: FileLock | None = None  # while there is a logger
     state: dict[str, Any] = field(default_factory=dict)
 
     def forward(self) -> None:
         """Pass on what is new. Raises whatever the store raises; then nothing is lost."""
         lines = self._new_lines()
         videos = self._new_videos()
-        if self.logger is None and (lines or videos or self.added):
+        if self.logger is None:
+            if not (lines or videos or self.added or self._is_resumed()) or not self._is_ours():
+                return
             self._open()
             lines = self._new_lines()
         for step, values in lines:
@@ -65,17 +70,44 @@ class Followed:
             self.tracking.add_video(self.logger, file, f"{SAMPLES}/{name}", step)
             self.state["videos"].append(str(file.relative_to(self.live.folder)))
         if lines or videos:
+            self._write_state()
+        if self.status:
+            self.tracking.close(self.logger, self.status)
+            self.state["ended"] = self.status
+            self._write_state()
+            if self.lock is not None:
+                self.lock.release()
+
+    def _is_ours(self) -> bool:
+        """Whether no relay of another runner, which trains what this one waits for, passes it on."""
+        if self.lock is None and self.live.folder.is_dir():
+            self.lock = FileLock(self.live.folder / ".tracked.lock")
+        with suppress(Timeout):
+            if self.lock is not None and not self.lock.is_locked:
+                self.lock.acquire(timeout=AFTER_RUNNER if self.status == "success" else 0.0)
+        return self.lock is None or self.lock.is_locked
+
+    def _is_resumed(self) -> bool:
+        """Whether a training ended after all that an earlier call had passed on."""
+        earlier = read_json(self.live.folder / STATE) or {}
+        return bool(self.status) and earlier.get("store") == self._store() and earlier.get("ended") != self.status
+
+    def _store(self) -> str:
+        return digest([type(self.tracking).__name__, repr(self.tracking), self.live.experiment, self.live.name])
+
+    def _write_state(self) -> None:
+        if self.live.folder.is_dir():  # else only its scores are here
             write_json(self.live.folder / STATE, self.state)
-        if self.status and self.logger is not None:
-            self.logger.finalize(self.status)
 
     def _open(self) -> None:
-        store = digest([type(self.tracking).__name__, repr(self.tracking), self.live.experiment, self.live.name])
+        store = self._store()
         earlier = read_json(self.live.folder / STATE) or {}
         identity = earlier.get("identity") if earlier.get("store") == store else None
         self.logger, opened = self.tracking.open(self.live, self.outputs, identity)
         is_same = identity is not None and opened == identity
         self.state = earlier if is_same else {"store": store, "identity": opened, "step": -1, "videos": []}
+        self.state.pop("ended", None)
+        self._write_state()  # at once: a kill would leave a run without one that goes on with it
 
     def _new_lines(self) -> list[tuple[int, dict[str, float]]]:
         """(step, values), in order, of the whole lines after the last step."""
@@ -110,9 +142,13 @@ class Relay:
         while self._listen():
             if time.monotonic() >= self.next_attempt:
                 self._forward()
-        self._forward()
+        self._answer(None)
+        self._forward(is_last=True)
+        self._answer(self.problem)
+
+    def _answer(self, problem: str | None) -> None:
         with suppress(OSError):
-            self.runner.send(self.problem)
+            self.runner.send(problem)
 
     def _listen(self) -> bool:
         """Take the messages of one poll; False at the end."""
@@ -140,25 +176,30 @@ class Relay:
             return False
         return True
 
-    def _forward(self) -> None:
+    def _forward(self, *, is_last: bool = False) -> None:
+        problems: list[str] = []
         for folder, followed in list(self.followed.items()):
             try:
                 followed.forward()
             except Exception as error:
                 first_line = str(error).strip().partition("\n")[0][:300]
-                self.problem = f"{type(error).__name__}: {first_line}"
-                self.wait = min(LONGEST_WAIT, 2 * self.wait)
-                self.next_attempt = time.monotonic() + self.wait
-                print(f"{time.strftime('%F %T')} {followed.live.name}: {self.problem}", file=sys.stderr, flush=True)
-                return
+                problems.append(f"{type(error).__name__}: {first_line}")
+                print(f"{time.strftime('%F %T')} {followed.live.name}: {problems[-1]}", file=sys.stderr, flush=True)
+                self.followed[folder] = self.followed.pop(folder)  # behind the others: what fails may be its own
+                if len(problems) == 2:  # what fails is the store
+                    break
+                continue
             if followed.status:
                 del self.followed[folder]
-        self.problem, self.wait = "", POLL
+            if is_last:
+                self._answer(None)  # a sign of life
+        self.problem = problems[0] if problems else ""
+        self.wait = min(LONGEST_WAIT, 2 * self.wait) if problems else POLL
+        self.next_attempt = time.monotonic() + self.wait if problems else 0.0
 
 
 def main() -> None:
     """Called by `pw.tracking.live` with the number of a socket and the outputs folder."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's; the relay ends with it
     os.nice(5)
     warnings.simplefilter("ignore")
     Relay(Path(sys.argv[2]), Connection(int(sys.argv[1]))).run()

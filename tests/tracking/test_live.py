@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from pw.run.build import build
 from pw.run.settings import Tracking
 from pw.tracking.live import LiveTracking
 from pw.tracking.loggers import Live, MLflow, TensorBoard, WandB
-from pw.tracking.mlflow_log import database_url, mlflow_folder
-from pw.tracking.relay import Followed
+from pw.tracking.mlflow_log import connect, database_url, mlflow_folder
+from pw.tracking.relay import Followed, Relay
 from pw.train.preflight import preflight
 
 CADENCE = {"every": 10, "held_out": 8, "held_out_every": 100, "samples": 1, "samples_every": 100}
@@ -161,6 +162,79 @@ def test_scores_of_a_training_that_ended_earlier_go_to_its_run(training: Live) -
     assert store.points[2:] == [(20, {"score/psd": 1.5})]
 
 
+def test_a_training_is_passed_on_by_one_runner_at_a_time(training: Live) -> None:
+    store = Remembered()
+    write(training, 10, 20, 30)
+    first, waiting = follow(training, store), follow(training, store)
+    first.forward()
+    waiting.status = "KILLED"  # it only waited
+    waiting.forward()
+    assert ([step for step, _ in store.points], store.status) == ([10, 20], "")
+    first.status = "success"
+    first.forward()
+    write(training, 40)
+    later = follow(training, store)
+    later.status = "failed"
+    later.forward()
+    assert ([step for step, _ in store.points], store.status) == ([10, 20, 30, 40], "failed")
+
+
+def test_a_training_that_was_stopped_after_its_last_line_ends_as_it_did(training: Live) -> None:
+    store = Remembered()
+    write(training, 10, 20)
+    for status in ("KILLED", "success"):
+        followed = follow(training, store)
+        followed.status = status
+        followed.forward()
+        assert store.status == status
+    assert [step for step, _ in store.points] == [10, 20]
+
+
+def test_a_run_is_known_before_its_first_point_so_a_kill_leaves_no_second(training: Live) -> None:
+    store = Remembered()
+    store.fails_at = 10
+    write(training, 10, 20)
+    with pytest.raises(ConnectionError):
+        follow(training, store).forward()
+    assert json.loads((training.folder / "tracked.json").read_text())["identity"] == "the one"
+
+
+def test_what_fails_for_one_training_holds_up_no_other(training: Live) -> None:
+    other = replace(training, folder=training.folder.with_name("other"))
+    other.folder.mkdir()
+    failing, store = Remembered(), Remembered()
+    failing.fails_at = 10
+    relay = Relay(training.folder.parents[1], Pipe()[0])
+    for live, of in ((training, failing), (other, store)):
+        write(live, 10, 20)
+        relay.followed[live.folder] = follow(live, of)
+    relay._forward()
+    assert [step for step, _ in store.points] == [10]
+    assert "the store is gone" in relay.problem
+
+
+def test_nothing_is_lost_while_the_relay_is_busy(training: Live, tmp_path: Path) -> None:
+    live, received = LiveTracking(tmp_path), []
+    live._connection, relay = Pipe()
+    for step in range(1000):
+        live.add(training, Memory(**CADENCE, store=Remembered()), {"score/psd": 1.5}, step)
+    while len(received) < 1000 and relay.poll(0):
+        received.append(relay.recv()[1][-1])
+        live.end(training.folder, "success")  # whatever is sent next sends on what waits
+    assert received == [*range(1000)]
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_given_up_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")  # so that it is restored
+        monkeypatch.delenv(name)
+    connect("http://127.0.0.1:9")
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() * MLFLOW_HTTP_REQUEST_TIMEOUT.get() < 30
+
+
 def logged(outputs: Path) -> dict[str, Any]:
     """The only run of the database: name, status, parameters, and (name, step, value) of its points."""
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
@@ -205,6 +279,7 @@ live = LiveTracking(Path({str(tmp_path)!r}))
 live.begin(Live(Path({str(training.folder)!r}), "ansc", "full/seed=0", {{}}, {{}}), MLflow(**{CADENCE}, uri=None))
 print(live._relay.pid, flush=True)
 time.sleep(3)
+os.kill(live._relay.pid, signal.SIGTERM)  # as `timeout` and Slurm, which signal all processes
 os.kill(os.getpid(), signal.SIGKILL)
 """
     runner = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -278,12 +353,18 @@ def test_wandb_writes_a_run_that_can_be_synchronised_later(
     write(training, 10, 20)
     write_playable(training.folder / "samples" / "update-000020" / "clip-0.mp4", np.zeros((3, 24, 24, 3), np.uint8))
     tracking = WandB(**CADENCE, project="pixelwizard", entity=None, mode="offline")
-    followed = Followed(training, tracking, tmp_path, "success")
-    followed.forward()
-    followed.logger.experiment.finish()
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    other = replace(training, folder=training.folder.with_name("other"), name="baseline/seed=0")
+    other.folder.mkdir()
+    write(other, 10, 20)
+    at_once = [Followed(live, tracking, tmp_path) for live in (training, other)]
+    for status in ("", "success"):
+        for followed in at_once:
+            followed.status = status
+            followed.forward()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*-ab12cd34-*")
     assert list(run.glob("*.wandb"))
     assert list(run.glob("files/media/videos/samples/*.mp4"))
+    assert len(list((tmp_path / "wandb").glob("offline-run-*-other-*/*.wandb"))) == 1
 
 
 def test_a_store_whose_package_is_missing_is_named_before_anything_runs(
