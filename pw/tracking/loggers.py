@@ -16,6 +16,7 @@ To add a store, write such a dataclass in a module of your folder and name it in
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -47,6 +47,7 @@ class Followed:
     logger: Any = None
     lock: FileLock | None = None  # while there is a logger
     state: dict[str, Any] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)  # file -> bytes that were passed on
 
     def forward(self) -> None:
         """Pass on what is new. Raises whatever the store raises; then nothing is lost."""
@@ -112,17 +113,33 @@ class Followed:
     def _new_lines(self) -> list[tuple[int, dict[str, float]]]:
         """(step, values), in order, of the whole lines after the last step."""
         points: dict[int, dict[str, float]] = {}
+        last = self.state.get("step", -1)
         for name, prefix in CURVES.items():
             with suppress(OSError):
-                for line in (self.live.folder / name).read_text(errors="replace").splitlines():
-                    with suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off
-                        values = parse_json(line)
-                        step = int(values.pop("step"))
-                        points.setdefault(step, {}).update({f"{prefix}{key}": value for key, value in values.items()})
+                for step, values in self._lines_after(self.live.folder / name, last):
+                    points.setdefault(step, {}).update({f"{prefix}{key}": value for key, value in values.items()})
         newest = max(points, default=-1)
         is_over = bool(self.status)  # a line of the newest step may still come from the other file
-        last = self.state.get("step", -1)
-        return sorted((step, values) for step, values in points.items() if last < step and (is_over or step < newest))
+        return sorted((step, values) for step, values in points.items() if is_over or step < newest)
+
+    def _lines_after(self, file: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """The lines of a file after a step, and only its bytes from there on."""
+        start = self.offsets.get(file.name, 0)
+        start = start if start <= file.stat().st_size else 0  # a resumed training has cut it
+        with file.open("rb") as content:
+            content.seek(start)
+            lines = content.readlines()
+        is_passed = True
+        for line in lines:
+            step = last + 1  # of a line that is cut off, which is read again
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                values = parse_json(line)
+                step = int(values.pop("step"))
+                if step > last:
+                    yield step, values
+            is_passed = is_passed and step <= last
+            start += len(line) * is_passed
+        self.offsets[file.name] = start
 
     def _new_videos(self) -> list[Path]:
         files = sorted((self.live.folder / SAMPLES).glob("*/clip-*.mp4"))

@@ -102,6 +102,18 @@ def test_a_step_is_passed_on_once_when_both_files_have_it_and_the_last_at_the_en
     assert store.status == "success"
 
 
+def test_only_what_is_new_is_read_again(training: Live) -> None:
+    store = Remembered()
+    followed = follow(training, store)
+    write(training, *range(10, 1000, 10))
+    followed.forward()
+    write(training, 1000)
+    followed.forward()
+    size = (training.folder / "metrics.jsonl").stat().st_size
+    assert 0 < size - followed.offsets["metrics.jsonl"] < 100  # the lines that were not passed on yet
+    assert [step for step, _ in store.points] == [*range(10, 1000, 10)]
+
+
 def test_a_line_that_is_cut_off_waits_for_its_end(training: Live) -> None:
     store = Remembered()
     followed = follow(training, store)
