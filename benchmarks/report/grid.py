@@ -143,8 +143,14 @@ class Grid:
     def split_for_page(self) -> list[Grid]:
         """Tables that fit into a window of 1400 px. The paper's columns are hidden at first and take no room."""
         widths = [0 if column.group == PAPER else PX * self.width(i) + PADDING for i, column in enumerate(self.columns)]
-        label = PX * max((len(label) + 2 for label, _ in self.rows), default=0) + PADDING
-        return self.split(PAGE_WIDTH, label, widths)
+        return self.split(PAGE_WIDTH, self._label_px(), widths)
+
+    def fits_page(self) -> bool:
+        """Whether a window of 1400 px has room for all columns, the paper's too."""
+        return self._label_px() + sum(PX * self.width(i) + PADDING for i in range(len(self.columns))) <= PAGE_WIDTH
+
+    def _label_px(self) -> float:
+        return PX * max((len(label) + 2 for label, _ in self.rows), default=0) + PADDING
 
     def select(self, columns: Sequence[int]) -> Grid:
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)

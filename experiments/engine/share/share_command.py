@@ -22,6 +22,7 @@ from experiments.engine.share.bundle import LOCK, meter, open_bundle, summary, w
 from experiments.engine.share.portable import Portable
 from experiments.engine.status import Outline, read_outline
 from pw.io.arguments import Command, ConfigError, did_you_mean, option
+from pw.io.command_line import command_line
 from pw.io.files import check_space, human_size, parse_json, replacing, writable_file
 from pw.io.manifest import DamagedResult, check
 from pw.io.paths import OUTPUTS, ROOT
@@ -83,6 +84,9 @@ def run(options: ShareOptions) -> int:
     print(f"{out}: {human_size(out.stat().st_size)}, {summary(manifest['members'])}")
     for line in manifest["left_out"]:
         print(f"  left out: {line}")
+    print(
+        f"{command_line('open', str(out))} shows it elsewhere; {command_line('adopt', str(out))} takes its results over"
+    )
     return 0
 
 
@@ -91,8 +95,10 @@ def _read_latest(name: str, outputs: Path) -> tuple[Outline, dict[str, Any]]:
     folder, remedy = outputs / name, f"`make ablation name={name}` makes it"
     outline = read_outline(name, outputs)
     if outline is None or not (folder / "table.json").exists() or not (folder / PAGE).exists():
-        hint = "" if name in names() else did_you_mean(name, names())
-        raise ConfigError(f"name={name}: has no table and page in {folder}; {hint or remedy}")
+        if name not in names():
+            hint = did_you_mean(name, names())
+            raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
+        raise ConfigError(f"name={name}: has no table and page in {folder}; {remedy}")
     table = read_result(folder / "table.json", TABLE, remedy)
     words = parse_json((folder / "plan.json").read_text()).get("words") or []
     words = [word for word in words if override_key(word).split(".")[0] != "tracking"]  # no part of a table's settings

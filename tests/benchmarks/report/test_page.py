@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -228,6 +229,19 @@ class TestThePage:
                 assert (folder / clip["source"]).resolve().is_file()
                 assert clip["frames"] == 3
                 assert (folder / "page" / clip["mp4"]).is_file()
+
+
+class TestAWideTable:
+    def test_has_the_papers_columns_open_in_a_part_that_has_room_for_them(self, evidence: Evidence) -> None:
+        ours = tuple(Column("scores", f"a-metric-with-a-long-name-{i}") for i in range(8))
+        columns = (*ours, Column(PAPER, "MUSIQ"))
+        grid = Grid(columns, (("base", tuple(Cell("1.0 ± 0.1") for _ in columns)),))
+        first, last = grid.split_for_page()
+        assert (first.fits_page(), last.fits_page(), grid.fits_page()) == (True, True, False)
+        text = page_html(replace(evidence, tables=[("Scores", grid)], rows=[]))
+        assert 'class="aside"><button type="button">MUSIQ' not in text
+        text = page_html(replace(evidence, tables=[("Scores", grid.select([0, 8]))], rows=[]))
+        assert 'class="aside"><button type="button">MUSIQ' in text
 
 
 class TestTheFilesOfAClip:
