@@ -425,3 +425,20 @@ def test_a_relay_that_cannot_start_stops_nothing(tmp_path: Path, training: Live)
 
 def test_the_database_of_the_outputs_is_that_of_the_table(tmp_path: Path) -> None:
     assert database_url(mlflow_folder(tmp_path)) == f"sqlite+pysqlite:///{tmp_path}/mlflow/mlflow.db"
+
+
+def test_a_store_of_ones_own_folder_is_chosen_by_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "tracking").mkdir(parents=True)
+    keys = "".join(f"{key}: {value}\n" for key, value in CADENCE.items())
+    (tmp_path / "conf" / "tracking" / "mine.yaml").write_text(f"_target_: my_store.Mine\nproject: heron\n{keys}")
+    (tmp_path / "my_store.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from pw.run.settings import Tracking\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Tracking):\n"
+        "    project: str\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = build(["tracking=mine", "tracking.every=5"])
+    assert vars(run.tracking) == {**CADENCE, "every": 5, "project": "heron"}
