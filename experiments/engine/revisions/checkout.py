@@ -6,6 +6,7 @@ user's own checkout are not touched, and no hook runs.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,8 +43,9 @@ class Revision:
     @property
     def checkout_command(self) -> str:
         """The command that makes `folder` again; empty for the user's own checkout."""
-        add = f"git worktree add --force --detach {self.folder} {self.commit}"
-        return "" if self.is_current else f"[ -d {self.folder} ] || {add}"
+        folder = shlex.quote(str(self.folder))
+        add = f"git worktree add --force --detach {folder} {self.commit}"
+        return "" if self.is_current else f"[ -d {folder} ] || {add}"
 
 
 def revisions(names: Sequence[str], outputs: Path) -> list[Revision]:
