@@ -35,6 +35,7 @@ class LiveTracking:
         self._relay: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._unsent: list[tuple[str, Any]] = []  # while the relay is busy with a store
+        self._told: list[tuple[str, Any]] = []  # all so far, for a relay that takes the place of a killed one
 
     def begin(self, live: Live, tracking: Tracking) -> None:
         """Follow a training, from its files."""
@@ -53,18 +54,21 @@ class LiveTracking:
         if self._relay is None or self._connection is None:
             return ""
         problem = f"it did not answer within {CLOSE_SECONDS:g} s"
-        with suppress(OSError, EOFError):
-            self._send("close", None)
+        self._send("close", None)
+        try:
             self._send_on(CLOSE_SECONDS)
             while self._connection.poll(CLOSE_SECONDS):
                 if (answer := self._connection.recv()) is not None:  # None: it passed on one training
                     problem = str(answer)
                     break
+        except (OSError, EOFError):
+            problem = "its process was killed"
         self._relay.kill()
         self._relay.wait()
         self._connection.close()
         self._relay = self._connection = None
         self._unsent.clear()
+        self._told.clear()
         return problem
 
     def _start(self) -> None:
@@ -89,9 +93,13 @@ class LiveTracking:
 
     def _send(self, kind: str, content: Any) -> None:
         with suppress(OSError, ValueError):
-            if self._connection is None and kind in ("begin", "add"):
+            if self._relay is not None and self._relay.poll() is not None:  # killed: another goes on from the files
+                self._start()
+                self._unsent = [*self._told]
+            elif self._connection is None and kind in ("begin", "add"):
                 self._start()
             if self._connection is not None:
+                self._told.append((kind, content))
                 self._unsent.append((kind, content))
                 self._send_on(0.0)
 

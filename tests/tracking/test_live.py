@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -327,6 +328,31 @@ def test_a_locked_store_is_said_at_the_end_and_what_it_lacks_is_passed_on_by_the
     later = Followed(training, tracking, tmp_path, "success")
     later.forward()
     assert len(logged(tmp_path)["points"]) == 4
+
+
+@pytest.mark.slow
+def test_a_relay_that_is_killed_is_replaced_by_one_that_goes_on(
+    training: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pw.tracking import live as live_module
+
+    relays: list[subprocess.Popen[bytes]] = []
+
+    def started(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        relays.append(subprocess.Popen(*words, **options))
+        return relays[-1]
+
+    monkeypatch.setattr(live_module, "subprocess", SimpleNamespace(Popen=started, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(live_module, "CLOSE_SECONDS", 300.0)
+    write(training, 10, 20)
+    live = LiveTracking(tmp_path)
+    live.begin(training, MLflow(**CADENCE, uri=None))
+    relays[0].kill()
+    relays[0].wait()
+    live.end(training.folder, "success")
+    assert live.close() == ""
+    assert len(relays) == 2
+    assert (len(logged(tmp_path)["points"]), logged(tmp_path)["status"]) == (4, "FINISHED")
 
 
 @pytest.mark.slow
