@@ -2,9 +2,9 @@
 
     pw sample stage=hires objective=shortcut sampling.num_steps=4
 
-A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
-at the anchor's size), and `done.json`. A clip that exists is never sampled again. Only one batch of
-clips is in memory.
+A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (of large ones the first few), for stage I `native/`
+(clips at the anchor's size), and `done.json`. A clip that exists is never sampled again. Only one batch of clips is in
+memory.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ from pw.train.record import training_folder, weights_of, write_config
 if TYPE_CHECKING:
     from pw.io.video import Frames
 
-STORED_ANCHORS = 16  # for the contact sheet and the page
+STORED_ANCHORS = 16  # for the contact sheet and the page, which show all clips of the tiny scale:
+SMALL_ANCHOR = 2**16  # pixels of all frames, up to which every anchor is stored
 FRAMES_PER_CALL = 8  # frames of a clip that are converted to 8 bits in one call
 Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
 
@@ -114,7 +115,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
                 continue
             if run.stage == "anchor":
                 write_video(folder / "native" / f"{index:04d}.mkv", to_uint8(clips[position]))
-            if index < STORED_ANCHORS and anchor is not None:
+            if anchor is not None and (index < STORED_ANCHORS or anchor[position, 0].numel() <= SMALL_ANCHOR):
                 write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[position]))
             # last: its existence means that the other two exist
             write_video(folder / f"{index:04d}.mkv", to_full_size(clips[position], run.scale.size))

@@ -18,6 +18,7 @@ from pw.data.procedural import generator
 from pw.io.manifest import DamagedResult, check, write_mark
 from pw.io.video import read_video, to_float, to_uint8
 from pw.run.build import Run
+from pw.sample import evaluate
 from pw.sample.clip_folders import anchor_reference, is_sampled, reference_folder, write_reference
 from pw.sample.evaluate import INITIAL_NOISE, evaluation_anchors, load_stage, sample
 from pw.train.loop import train
@@ -65,6 +66,15 @@ def test_a_sampled_folder_holds_every_clip_an_anchor_to_each_and_the_mark(micro,
     assert not is_sampled(run, 5, outputs)
     assert not list(folder.glob("*.part"))
     assert len({clip.tobytes() for clip in clips(folder)}) == 4
+
+
+@pytest.mark.parametrize(("pixels", "stored"), [(evaluate.SMALL_ANCHOR, 18), (2 * 8 * 8 - 1, evaluate.STORED_ANCHORS)])
+def test_all_small_anchors_are_stored_and_of_large_ones_the_first(
+    micro, outputs: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, stored: int
+):
+    monkeypatch.setattr(evaluate, "SMALL_ANCHOR", pixels)
+    run = micro(*SHORTCUT, "sampling.count=18")
+    assert len(list((sample(run, outputs) / "anchors").glob("*.mkv"))) == stored
 
 
 def test_clips_do_not_depend_on_how_they_are_batched_or_how_many_are_asked_for(micro, outputs: Path, tmp_path: Path):
