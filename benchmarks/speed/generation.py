@@ -157,11 +157,11 @@ def fastest(variants: Mapping[Variant, float | str]) -> Variant | None:
 
 def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
     """Settings, aims, seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
-    from pw.cost.counts import forward_flops
+    from pw.cost.counts import evaluations, forward_flops
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
     from pw.nn.unipc import synchronize
-    from pw.stages.velocity import Condition, evaluations, integrate
+    from pw.stages.velocity import Condition, integrate
 
     device = _free_device(run)
     net = load_network(network_of(run), "random", None, str(device))

@@ -14,6 +14,7 @@ The source of a number (`Part.source`):
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,14 +64,14 @@ def stage_size(run: Run) -> tuple[int, int]:
     return run.scale.anchor_size if run.stage == "anchor" else run.scale.size
 
 
-def stage_latent(run: Run) -> tuple[int, int, int, int]:
-    """(C, F, h, w) of the latent that the run's stage generates: of the anchor, or of the clip at full size."""
-    codec, (height, width) = run.codec, stage_size(run)
-    return codec.channels, codec.latent_frames(run.scale.frames), height // codec.factor, width // codec.factor
+def stage_latent(run: Run, size: float = 1.0) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of the latent that the run's stage generates: of the anchor, or of the clip, at a share of its full
+    size."""
+    return run.codec.channels, run.codec.latent_frames(run.scale.frames), *run.latent_size(size)
 
 
-def stage_tokens(run: Run) -> int:
-    return tokens(stage_latent(run), run.backbone.patch_size)
+def stage_tokens(run: Run, size: float = 1.0) -> int:
+    return tokens(stage_latent(run, size), run.backbone.patch_size)
 
 
 def block_parameters(backbone: options.Wan) -> int:
@@ -147,6 +148,9 @@ class Flops:
     def total(self) -> float:
         return sum(vars(self).values())
 
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
     def __mul__(self, count: float) -> Flops:
         return Flops(**{name: value * count for name, value in vars(self).items()})
 
@@ -184,8 +188,19 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
     )
 
 
-def stage_flops(run: Run) -> Flops:
-    return forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
+def stage_flops(run: Run, size: float = 1.0) -> Flops:
+    """FLOPs of one evaluation at a share of the full size."""
+    return forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
+
+
+def sampling_flops(run: Run) -> Flops:
+    """FLOPs of the evaluations for one clip, each step at its size (`sampling.sizes`)."""
+    steps, guided = run.sampling.num_steps, run.guidance.guided_steps(run.sampling.num_steps)
+    sizes = run.sampling.sizes or (1.0,) * steps
+    counts = Counter({size: 0 for size in sizes})
+    for step, size in enumerate(sizes):
+        counts[size] += 2 if step < guided else 1
+    return sum((stage_flops(run, size) * count for size, count in counts.items()), start=Flops())
 
 
 def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:
@@ -206,10 +221,7 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
 
 def evaluations(run: Run) -> int:
     """Evaluations of the network to generate one clip: one per step, two per step with guidance."""
-    steps, guidance = run.sampling.num_steps, run.guidance
-    if guidance.scale == 1:
-        return steps
-    return steps + (steps if guidance.first_steps is None else min(steps, guidance.first_steps))
+    return run.sampling.num_steps + run.guidance.guided_steps(run.sampling.num_steps)
 
 
 @dataclass(frozen=True)

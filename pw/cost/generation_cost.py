@@ -122,7 +122,7 @@ def denoising(run: Run, precision: Precision) -> Moment:
         Part("injector", batch * injector, "fake tensors"),
         Part("latents, text", state + text, "assumed"),
     )
-    return Moment(counts.stage_name(run), parts, counts.stage_flops(run) * count, count, context)
+    return Moment(counts.stage_name(run), parts, counts.sampling_flops(run), count, context)
 
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:

@@ -62,7 +62,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Train:
-    """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
+    """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips.
+
+    condition_dropout  share of clips without condition: text and anchor both
+    dropout            `both_or_text`: as many again without text alone, which `guidance.drop=text` evaluates
+    sizes              shares of the full size, one of which each batch has, drawn evenly; null: all at full size
+    """
 
     updates: Annotated[
         int, Updates, Constraint(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")
@@ -71,9 +76,26 @@ class Train:
     accumulate: Count
     precision: Literal["fp32", "bf16"]
     condition_dropout: Annotated[float, Constraint(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
+    dropout: Literal["both", "both_or_text"]
+    sizes: tuple[float, ...] | None
     trainable: Literal["all", "adapters"]
     checkpoint_activations: bool
     checkpoint_every: Count
+
+    def __post_init__(self) -> None:
+        if self.sizes is not None:
+            _check_sizes("train.sizes", self.sizes)
+            if len(set(self.sizes)) < len(self.sizes):
+                raise ValueError(f"train.sizes={list(self.sizes)}: each size once, e.g. [0.5,1]")
+        if self.dropout == "both_or_text" and self.condition_dropout > 0.5:
+            raise ValueError(
+                f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text at most 0.5"
+            )
+
+
+def _check_sizes(key: str, sizes: tuple[float, ...]) -> None:
+    if not sizes or not all(0 < size <= 1 for size in sizes) or max(sizes) != 1:
+        raise ValueError(f"{key}={list(sizes)}: shares of the full size, above 0 to 1, with 1 among them")
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,8 @@ class Sampling:
     grid    `uniform` in u; `wan`: the grid of Wan's scheduler, with integer timesteps
     stride  input of the network: `grid`: the stride of the step; `zero`: the network predicts the flow velocity;
             `auto`: `grid` if the objective trains strides, else `zero`
+    sizes   of each step, as shares of the full size, rising to 1, e.g. [0.5,0.5,1,1]; null: all at full size
+    init    `noise`, or `anchor`: the grid begins from the anchor, noised to its first timestep, which is trained
     solution_count  number of clips with a many-step solution, to measure the gap to it; null: all. The ceiling of a
             table always uses all
     """
@@ -112,6 +136,8 @@ class Sampling:
     start: Annotated[float, Constraint(lambda u: 0 < u <= 1, "a fraction of the schedule in (0, 1]; 1 is pure noise")]
     timesteps: tuple[float, ...] | None
     stride: Literal["auto", "grid", "zero"]
+    sizes: tuple[float, ...] | None
+    init: Literal["noise", "anchor"]
     count: Count
     batch_size: Count
     solution_steps: Count
@@ -128,6 +154,13 @@ class Sampling:
                 f"sampling.timesteps={list(self.timesteps)}: expected falling timesteps above 0 (a final 0 is added), "
                 "e.g. [1000,931,818,600]"
             )
+        if self.sizes is not None:
+            _check_sizes("sampling.sizes", self.sizes)
+            if len(self.sizes) != self.num_steps or any(a > b for a, b in pairwise(self.sizes)):
+                raise ValueError(
+                    f"sampling.sizes={list(self.sizes)}: expected a size for each of the {self.num_steps} steps, "
+                    f"rising to 1, e.g. {[0.5] * (self.num_steps // 2) + [1] * (self.num_steps - self.num_steps // 2)}"
+                )
         if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
             raise ValueError("sampling.grid=wan: Wan's own grid does not use sampling.timesteps or sampling.start")
 

@@ -27,8 +27,9 @@ NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 NOT_DATA = {"urls", "width"}
 # Keys of `scale` that schedule and injector contain, too.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
-# Keys that were added later and count only where they are set, so that signatures from before stay.
-UNLESS_NULL = {"taps"}
+# Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
+NEUTRAL = {"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise"}
+NEUTRAL |= {"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text", "later": "unguided"}
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLING_CODE = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
@@ -200,7 +201,7 @@ def without_modules(node: Any, with_class_names: bool = False) -> Any:
     return {
         k: v.rpartition(".")[2] if k == "_target_" and v else without_modules(v, with_class_names)
         for k, v in node.items()
-        if (with_class_names or k != "_target_") and (k not in UNLESS_NULL or v is not None)
+        if (with_class_names or k != "_target_") and (k not in NEUTRAL or v != NEUTRAL[k])
     }
 
 

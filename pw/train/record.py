@@ -186,8 +186,8 @@ def truncated_config(config: Path) -> ConfigError:
 
 
 def training_flops(run: Run, module: Any) -> float:
-    """Floating-point operations of the whole training, in multiples of a counted forward: 3 for an update (a backward
-    counts as two forwards), and 2 more for the targets of a consistency update."""
+    """Floating-point operations of the whole training, in multiples of a counted forward of the batch's size: 3 for an
+    update (a backward counts as two forwards), and `Run.target_evaluations` more for a consistency update."""
     if run.text is not None:  # a forward in fp32, to count it, could run out of memory after a week of training
         return training_cost(run).flops
     from torch.utils.flop_counter import FlopCounterMode
@@ -200,12 +200,20 @@ def training_flops(run: Run, module: Any) -> float:
     # a new network: the trained one may be split, compiled, or have a kernel for GPUs
     net = Backbone(run.backbone, run.injector).to(module.device)
     use_kernel(net, "sdpa")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
-        timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
-        module.velocity(net, condition)(clip, timestep, timestep)
-    forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
-    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * forwards
+    timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
+
+    def forward(size: float) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0), size)
+            module.velocity(net, condition)(clip, timestep, timestep)
+        return counter.get_total_flops()
+
+    flops, total = {size: forward(size) for size in run.train.sizes or (1.0,)}, 0
+    for index in range(run.train.updates * run.train.accumulate):
+        is_consistency = run.objective.is_consistency(index // run.train.accumulate)
+        forwards = 3 + run.target_evaluations * is_consistency
+        total += flops[SeededDraws(run.seed, index).size(run.train.sizes)] * forwards
+    return float(total) * run.train.batch_size
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:

@@ -82,7 +82,7 @@ def test_the_randomness_of_a_batch_is_a_function_of_seed_and_index():
         return [
             draws.noise(like),
             draws.uniform(2),
-            draws.dropout_mask(64, 0.5).double(),
+            draws.dropout_masks(64, 0.5)[0].double(),
             torch.rand(3, generator=draws.degrade()),
         ]
 
@@ -96,7 +96,7 @@ def test_streams_do_not_shift_each_other():
     draws = SeededDraws(0, 0)
     expected = draws.uniform(4)
     draws.noise(torch.empty(1000))
-    draws.dropout_mask(10, 0.5)
+    draws.dropout_masks(10, 0.5)
     assert torch.equal(draws.uniform(4), expected)
     assert draws.uniform(4).dtype == torch.float64
 
@@ -146,7 +146,7 @@ def test_condition_dropout_zeroes_the_anchors_of_exactly_the_drawn_samples(micro
     module = record(run, 3, 0)
     draws = SeededDraws(run.seed, 3)
     _, condition = module.prepare(run.source.batch(run.seed, 3, 16), draws)
-    is_dropped = draws.dropout_mask(16, 0.5)
+    is_dropped = draws.dropout_masks(16, 0.5)[1]
     assert 0 < int(is_dropped.sum()) < 16
     anchor = module.conditions[0].anchor
     assert torch.equal(anchor[is_dropped], torch.zeros_like(anchor[is_dropped]))
@@ -162,7 +162,7 @@ def test_one_dropout_holds_for_all_three_evaluations_of_a_consistency_batch(micr
 
 
 def test_no_dropout_drops_nothing():
-    assert not SeededDraws(0, 0).dropout_mask(1000, 0.0).any()
+    assert not any(mask.any() for mask in SeededDraws(0, 0).dropout_masks(1000, 0.0))
 
 
 @pytest.mark.parametrize("upsample", ["pixel", "latent"])
