@@ -148,6 +148,11 @@ def _check_stages(hires: Run, anchor: Run) -> None:
     for prefix, run in (("", hires), ("anchor.", anchor)):
         if run.guidance.drop != "text":
             raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
+        if run.scale.anchor_upsample == "pixel" and run.sampling.sizes is not None:
+            raise ConfigError(
+                f"{prefix}sampling.sizes={list(run.sampling.sizes)}: with scale.anchor_upsample=pixel the VAE would "
+                "have to be beside the network; set scale.anchor_upsample=latent"
+            )
         if run.trainer.strategy not in ("single", "fsdp"):
             raise ConfigError(
                 f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "

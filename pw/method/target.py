@@ -36,7 +36,7 @@ class TwoSteps:
     def __post_init__(self) -> None:
         if (self.guidance == "none") != (self.guidance_scale == 1):
             raise ValueError(
-                f"target.guidance={self.guidance} target.guidance_scale={self.guidance_scale:g}: set both, e.g. "
+                f"target.guidance_scale={self.guidance_scale:g} target.guidance={self.guidance}: set both, e.g. "
                 "target.guidance=finest target.guidance_scale=3, or leave both out"
             )
 

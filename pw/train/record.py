@@ -128,7 +128,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
     content = {
         "signature": run.training_signature,
         "updates": run.train.updates,
-        "train_flops": training_flops(run, module),
+        "train_flops": training_cost(run).flops,
         "cpu_seconds": round(module.cpu_seconds, 2),
         "wall_seconds": round(module.wall_seconds, 2),
         "tracking_seconds": round(module.tracking_seconds, 3),
@@ -183,37 +183,6 @@ def truncated_config(config: Path) -> ConfigError:
         f"{config}: does not say how it was trained, is truncated or empty; put it back, or remove {config.parent} to "
         "train again"
     )
-
-
-def training_flops(run: Run, module: Any) -> float:
-    """Floating-point operations of the whole training, in multiples of a counted forward of the batch's size: 3 for an
-    update (a backward counts as two forwards), and `Run.target_evaluations` more for a consistency update."""
-    if run.text is not None:  # a forward in fp32, to count it, could run out of memory after a week of training
-        return training_cost(run).flops
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from pw.nn.backbone import Backbone
-    from pw.nn.networks import use_kernel
-    from pw.stages.stage import SeededDraws
-
-    clips = run.source.batch(run.seed, 0, 1)
-    # a new network: the trained one may be split, compiled, or have a kernel for GPUs
-    net = Backbone(run.backbone, run.injector).to(module.device)
-    use_kernel(net, "sdpa")
-    timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
-
-    def forward(size: float) -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0), size)
-            module.velocity(net, condition)(clip, timestep, timestep)
-        return counter.get_total_flops()
-
-    flops, total = {size: forward(size) for size in run.train.sizes or (1.0,)}, 0
-    for index in range(run.train.updates * run.train.accumulate):
-        is_consistency = run.objective.is_consistency(index // run.train.accumulate)
-        forwards = 3 + run.target_evaluations * is_consistency
-        total += flops[SeededDraws(run.seed, index).size(run.train.sizes)] * forwards
-    return float(total) * run.train.batch_size
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:

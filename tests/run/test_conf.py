@@ -32,7 +32,14 @@ ROOT = Path(__file__).parents[2]
 NEIGHBOURS = {
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
-    "guidance=on": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"],
+    **{
+        f"guidance={name}": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"]
+        for name in ("on", "first_steps", "reuse")
+    },
+    "guidance=baked": [
+        *("target.guidance=finest", "target.guidance_scale=3", "target.guidance_drop=text_and_anchor"),
+        "train.condition_dropout=0.1",
+    ],
     "step_sampler=none": ["objective=flow"],
     "target=none": ["objective=flow"],
     "turns=none": ["objective=flow"],
@@ -190,6 +197,7 @@ class TestThePapersRecipe:
 
 
 # Another legal value of every key of the default configuration, by what it changes.
+BAKED = "guidance=baked target.guidance_scale=3 target.guidance_drop=text_and_anchor train.condition_dropout=0.1"
 CHANGES_WEIGHTS = {
     "backbone.patch_size": "backbone.patch_size=[1,2,2]",
     "backbone.num_attention_heads": "backbone.num_attention_heads=1",
@@ -238,6 +246,12 @@ CHANGES_WEIGHTS = {
     "weighting.normalise": "weighting.normalise=batch",
     "target.halves": "target.halves=equal",
     "target.target_network": "target.target_network=ema",
+    "target.guidance": f"{BAKED} target.guidance=every",
+    "target.guidance_scale": f"{BAKED} target.guidance=finest",
+    "target.guidance_drop": f"{BAKED} target.guidance=finest",
+    "train.dropout": "train.dropout=both_or_text",
+    "train.sizes": "train.sizes=[0.5,1]",
+    "data.captions": "data.captions=texture",
     "objective.flow_weight": "objective.flow_weight=bell",
     "injector.gate": "injector.gate=fixed",
     "injector.blocks": "injector.blocks=[0,1]",
@@ -275,6 +289,9 @@ CHANGES_CLIPS = {
     "guidance.scale": "guidance=on guidance.drop=text_and_anchor",
     "guidance.drop": "guidance=on guidance.drop=text_and_anchor",
     "guidance.first_steps": "guidance=on guidance.drop=text_and_anchor guidance.first_steps=1",
+    "guidance.later": "guidance=reuse guidance.drop=text_and_anchor",
+    "sampling.sizes": "sampling.sizes=[0.5,0.5,1,1]",
+    "sampling.init": "sampling.init=anchor sampling.timesteps=[800,600,400,200]",
 }
 CHANGES_NOTHING = {
     "sampling.batch_size": "sampling.batch_size=4",

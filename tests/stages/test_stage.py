@@ -22,7 +22,6 @@ from pw.stages import stage_module
 from pw.stages.stage import AnchorModel, HiresSynth, SeededDraws, Stage, load_start
 from pw.train.batches import batches
 from pw.train.loop import train
-from pw.train.record import training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -363,12 +362,6 @@ def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
     monkeypatch.setattr(attention_dispatch, "sageattn", lambda q, **_: q.detach())  # as if it were installed
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
     assert (train(untrained, tmp_path) / "ema.safetensors").exists()
-
-
-def test_what_a_training_took_is_counted_on_the_cpu_whichever_kernel_it_had(micro):
-    """Lightning has brought the network back by then, and a kernel for GPUs alone has nothing to run on."""
-    plain, cudnn = (micro("objective=shortcut", f"trainer.attention={kernel}") for kernel in ("sdpa", "cudnn"))
-    assert training_flops(cudnn, module_of(cudnn)) == training_flops(plain, module_of(plain)) > 0
 
 
 def test_offloading_beyond_the_memory_of_a_container_is_refused_before_anything_is_trained(
