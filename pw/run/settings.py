@@ -66,7 +66,8 @@ class Train:
 
     condition_dropout  share of clips without condition: text and anchor both
     dropout            `both_or_text`: as many again without text alone, which `guidance.drop=text` evaluates
-    sizes              shares of the full size, one of which each batch has, drawn evenly; null: all at full size
+    sizes              shares of the full size, one of which each batch has, drawn evenly: [0.5,1,1,1] is a quarter at
+                       half size; null: all at full size
     """
 
     updates: Annotated[
@@ -85,8 +86,6 @@ class Train:
     def __post_init__(self) -> None:
         if self.sizes is not None:
             _check_sizes("train.sizes", self.sizes)
-            if len(set(self.sizes)) < len(self.sizes):
-                raise ValueError(f"train.sizes={list(self.sizes)}: each size once, e.g. [0.5,1]")
         if self.dropout == "both_or_text" and self.condition_dropout > 0.5:
             raise ValueError(
                 f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text at most 0.5"

@@ -219,7 +219,6 @@ def test_guided_targets_train_and_cost_two_more_evaluations(micro: Make):
         (("sampling.num_steps=2", "sampling.sizes=[0.5,0.5]"), "with 1 among them"),
         (("sampling.num_steps=2", "sampling.sizes=[0.1,1]"), r"0\.1 of 16 x 16 px leaves no whole token of 4 x 4"),
         (("train.sizes=[0.5]",), r"train\.sizes=\[0\.5\]: .*with 1 among them"),
-        (("train.sizes=[1,1]",), "each size once"),
         (("sampling.init=anchor",), r"sampling\.timesteps=\[800,600\]"),
         (("sampling.init=anchor", "sampling.num_steps=1", "sampling.timesteps=[760]"), "760, which .* it trains 500"),
         (("sampling.init=anchor", "injector=none", "objective=flow"), "is given no anchor"),
