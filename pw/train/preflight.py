@@ -22,6 +22,7 @@ from pw.io.wan_weights import check, locate
 from pw.nn import options
 from pw.parallel.team import Share, check_launch, current_place
 from pw.run.build import Run
+from pw.run.cross_checks import check_trains
 from pw.run.strategies import as_config_error
 from pw.train.record import is_trained, training_folder
 
@@ -48,6 +49,8 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
             f"trainer.attention={run.trainer.attention}: is for sampling, it has no gradient; to train set "
             "trainer.attention to sdpa, cudnn or flash"
         )
+    if run.train.updates:
+        check_trains(run)
     if on_this_machine:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
