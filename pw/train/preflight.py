@@ -41,6 +41,8 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
     check_share(run)
     if is_trained(run, outputs):
         return
+    if run.train.updates:
+        check_trains(run)
     if isinstance(run.source, Unset):
         raise ConfigError(NO_DATA)
     check_weights(run)
@@ -49,8 +51,6 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
             f"trainer.attention={run.trainer.attention}: is for sampling, it has no gradient; to train set "
             "trainer.attention to sdpa, cudnn or flash"
         )
-    if run.train.updates:
-        check_trains(run)
     if on_this_machine:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
