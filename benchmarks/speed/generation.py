@@ -179,6 +179,8 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
         "attention": run.trainer.attention,
         "compile": run.trainer.compile,
         "guidance_batch": run.trainer.guidance_batch,
+        "offload": run.trainer.offload,
+        "storage": run.trainer.storage,
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
         "evaluation_seconds": timings,
     }

@@ -80,6 +80,12 @@ def block_parameters(backbone: options.Wan) -> int:
     return 2 * (4 * (d * d + d) + 2 * d) + 2 * d + (2 * d * f + f + d) + 6 * d
 
 
+def layer_parameters(backbone: options.Wan) -> int:
+    """Parameters of the linear layers of one block, those that `trainer.storage=fp8` keeps in a byte each."""
+    d, f = backbone.width, backbone.ffn_dim
+    return 8 * (d * d + d) + (2 * d * f + f + d)
+
+
 def transformer_parameters(backbone: options.Wan) -> int:
     """Parameters of the stock `WanTransformer3DModel`: 4,999,787,712 for Wan2.2-TI2V-5B."""
     d, patch = backbone.width, backbone.in_channels * math.prod(backbone.patch_size)
@@ -240,6 +246,7 @@ class Moment:
     flops        of the phase, for one video; 0 for a moment of training
     evaluations  of the network, in each branch of guidance
     devices      that share the phase's flops; fractional if the work cannot be divided equally
+    copying      seconds of copies to the device, while it computes; casting: seconds of casts, when it does not
     """
 
     name: str
@@ -247,6 +254,8 @@ class Moment:
     flops: Flops = field(default_factory=Flops)
     evaluations: int = 0
     devices: float = 1
+    copying: float = 0
+    casting: float = 0
 
     @property
     def bytes(self) -> float:
@@ -260,18 +269,29 @@ class Moment:
 
     def seconds(self, tflops: float) -> float:
         """Wall time of the phase, on devices of `tflops` TFLOP/s."""
-        return self.flops.total / self.devices / (tflops * 1e12)
+        return max(self.flops.total / self.devices / (tflops * 1e12), self.copying) + self.casting
 
     def fits(self, memory: float) -> bool:
         return self.needs <= memory
 
 
-def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
+def weight_bytes(
+    backbone: options.Wan, injector: Injector, precision: Precision, storage: str = "as_computed"
+) -> float:
     """Bytes of the weights for inference; time embedding, norms, stride embedding and gate are fp32."""
     fp32_count = fp32_parameters(backbone) + stride_embedding_parameters(backbone)
     if isinstance(injector, options.Injector):
         fp32_count += gate_parameters(injector, backbone)
-    return BYTES[precision] * (parameters(backbone, injector) - fp32_count) + 4 * fp32_count
+    b = BYTES[precision]
+    stored = backbone.num_layers * layer_parameters(backbone) if storage == "fp8" else 0
+    return b * (parameters(backbone, injector) - fp32_count) + 4 * fp32_count - (b - 1) * stored
+
+
+def block_bytes(backbone: options.Wan, precision: Precision, storage: str) -> int:
+    """Bytes of the weights of one block; its modulation table and norm2 are fp32."""
+    fp32_count, b = 6 * backbone.width + 2 * backbone.width, BYTES[precision]
+    stored = layer_parameters(backbone) if storage == "fp8" else 0
+    return b * (block_parameters(backbone) - fp32_count) + 4 * fp32_count - (b - 1) * stored
 
 
 def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) -> float:

@@ -218,5 +218,7 @@ def _stage_entry(run: Run, source: str) -> dict[str, Any]:
         "guidance": run.guidance.scale,
         "guided_steps": run.guidance.first_steps,
         "parameters": parameters(run.backbone, run.injector),
+        "offload": run.trainer.offload,
+        "storage": run.trainer.storage,
         "overrides": list(run.config.overrides),
     }

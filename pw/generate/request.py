@@ -182,7 +182,9 @@ class GenerationRequest:
 def network_of(run: Run) -> Network:
     from pw.nn.networks import Network
 
-    return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    trainer = run.trainer
+    placement = trainer.offload, trainer.storage
+    return Network(run.backbone, run.injector, trainer.attention, trainer.compile, run.seed, *placement)
 
 
 def _read_prompts(options: GenerateOptions) -> list[Text]:

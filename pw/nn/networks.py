@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, Wan
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
+from pw.nn.placement import offload_blocks, store_in_fp8
 
 KERNELS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "_native_flash", "flash3": "_flash_3", "sage": "sage"}
 COMPILED = 64  # compiled variants of a block, at most; a process needs few
@@ -21,13 +22,15 @@ COMPILED = 64  # compiled variants of a block, at most; a process needs few
 
 @dataclass(frozen=True)
 class Network:
-    """A network to load: sizes, adapters, kernel and compilation (see `pw.run.settings.Trainer`)."""
+    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`)."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None
     attention: str
     compile: bool
     seed: int
+    offload: str = "none"
+    storage: str = "as_computed"
 
 
 def load_network(
@@ -48,7 +51,10 @@ def load_network(
         net = Backbone(network.backbone, network.injector, pretrained(network.backbone, weights, dtype))
     else:
         net = _from_checkpoint(network, Path(source))
-    return _prepare(network, net, dtype).to(device)
+    net = _prepare(network, net, dtype)
+    if network.storage == "fp8":
+        store_in_fp8(net)
+    return offload_blocks(net, device) if network.offload == "group" else net.to(device)
 
 
 def network_without_weights(network: Network, source: str, device: str) -> Backbone:

@@ -19,6 +19,7 @@ def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
     positions = _check_sizes(run)
     _check_trainer(run, math.prod(p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True)))
+    _check_placement(run)
     _check_data(run)
     _check_anchor(run)
     _check_objective_and_grid(run)
@@ -82,6 +83,31 @@ def _check_tokens(run: Run, tokens: int, beginning: str) -> None:
             f"{beginning} has {tokens} tokens and a block {heads} heads, which {processes} processes (trainer.context) "
             f"cannot share equally; use {' or '.join(map(str, valid))}"
         )
+
+
+def _check_placement(run: Run) -> None:
+    """`trainer.offload` and `trainer.storage` are for one device and the network of a real scale."""
+    trainer = run.trainer
+    if not (words := trainer.inference_only):
+        return
+    if run.text is None:
+        raise ConfigError(f"{words}: scale={run.scale.name} has a network of a few MB; leave it out, or set scale=2k")
+    if trainer.strategy != "single":
+        raise ConfigError(
+            f"{words}: trainer={run.config.choices['trainer']} keeps weights on its devices and splits them to save "
+            "memory; leave it out, or set trainer=gpu"
+        )
+    if trainer.compile and trainer.storage == "fp8":
+        raise ConfigError(
+            "trainer.storage=fp8: with trainer.compile=true each cast would cut a block, into 13 graphs; set "
+            "trainer.compile=false, or trainer.offload=group instead, which can be compiled"
+        )
+
+
+def check_trains(run: Run, remedy: str = "leave it out to train") -> None:
+    """Raises ConfigError for settings that only generation and sampling have."""
+    if words := run.trainer.inference_only:
+        raise ConfigError(f"{words}: is for generation and sampling; {remedy}")
 
 
 def _check_data(run: Run) -> None:

@@ -191,7 +191,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Devices, processes, kernels and memory. They change results only by rounding.
+    """Devices, processes, kernels and memory. They change results only by rounding, `storage=fp8` that of the weights.
 
     strategy        `ddp`: every process has everything; `fsdp`: weights, gradients, AdamW's moments and EMA are split
                     over all processes; `hsdp`: over groups of `shards` processes
@@ -201,6 +201,9 @@ class Trainer:
                     `pw.nn.backbone`), when its activations are too large for one device
     attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses
     compile         torch.compile for each block
+    offload         `group`: to generate and sample, blocks of the network wait in CPU memory and each is on the device
+                    while it computes (`pw.nn.placement`)
+    storage         `fp8`: to generate and sample, weights of the blocks have 8 bits while they wait, which rounds them
     weights         folder of Wan's weights in diffusers' layout; null: the folder of `pw weights`
     guidance_batch  both branches of guidance in one batch: faster, with twice the activations
     offload_activations  keep the inputs of checkpointed blocks in CPU memory until backward: longer clips fit, at
@@ -219,6 +222,8 @@ class Trainer:
     shards: Count | None = None
     context: Count = 1
     offload_activations: bool = False
+    offload: Literal["none", "group"] = "none"
+    storage: Literal["as_computed", "fp8"] = "as_computed"
 
     def __post_init__(self) -> None:
         try:
@@ -241,6 +246,12 @@ class Trainer:
                 f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
                 f"a multiple of it; use {' or '.join(valid)}"
             )
+
+    @property
+    def inference_only(self) -> str:
+        """The overrides that only generation and sampling can have; empty by default."""
+        offload = [] if self.offload == "none" else [f"trainer.offload={self.offload}"]
+        return " ".join([*offload, *([] if self.storage == "as_computed" else [f"trainer.storage={self.storage}"])])
 
     @property
     def processes(self) -> int:

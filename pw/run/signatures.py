@@ -40,7 +40,7 @@ TRAINING_CODE = {
 # Kernels, compilation and distribution change a result only by rounding.
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
-    *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of"),
+    *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of", "pw.nn.placement.offload_blocks"),
 }
 # Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
@@ -164,6 +164,8 @@ def of_samples(run: Run, evaluation_seed: int) -> str:
         values["negative_prompt"] = run.text.negative_prompt
         values["weights"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
         values["attention"] = run.trainer.attention == "sage"  # the only inexact kernel
+        if run.trainer.storage == "fp8":
+            values["storage"] = "fp8"
     return digest(without_modules(values))
 
 

@@ -170,9 +170,12 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     if run.text is not None:  # one network of 5e9 weights, not two
         from pw.nn.networks import Network, load_network
 
-        network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+        trainer = run.trainer
+        placement = trainer.offload, trainer.storage
+        network = Network(run.backbone, run.injector, trainer.attention, trainer.compile, run.seed, *placement)
+        module.eval().to(device)  # before it has the network, whose blocks may wait elsewhere
         module.ema = load_network(network, str(path), None, device)
-        return module.eval().to(device)
+        return module
     module.configure_model()
     missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)
     if missing or unexpected:

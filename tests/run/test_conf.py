@@ -311,6 +311,8 @@ CHANGES_NOTHING = {
 HAS_NO_OTHER_VALUE = {
     "trainer.devices",
     "trainer.offload_activations",
+    "trainer.offload",
+    "trainer.storage",
     "trainer.weights",
     "start.shipped",
 }  # without others
@@ -355,6 +357,13 @@ class TestASignature:
         on_device, on_host = run_of(checkpointed), run_of(checkpointed, "trainer.offload_activations=true")
         assert on_host.trainer != on_device.trainer
         assert on_host.signature == on_device.signature
+
+    def test_differs_for_weights_in_8_bits_in_the_clips_alone_and_not_for_offloaded_ones(self) -> None:
+        plain, rounded, offloaded = (
+            run_of("scale=2k", *more) for more in ((), ("trainer.storage=fp8",), ("trainer.offload=group",))
+        )
+        assert plain.training_signature == rounded.training_signature == offloaded.training_signature
+        assert plain.signature == offloaded.signature != rounded.signature
 
     def test_differs_between_any_two_of_these_trainings(self) -> None:
         lines = dict.fromkeys(CHANGES_WEIGHTS.values())
@@ -461,6 +470,16 @@ WRONG = [
     ("trainer.threads=0", ["trainer.threads=0", "at least 1"]),
     ("trainer.devices=2", ["trainer.devices=2", "one device"]),
     ("trainer.offload_activations=true", ["trainer.offload_activations=true", "train.checkpoint_activations=true"]),
+    ("trainer.offload=model", ["trainer.offload='model'", "one of none, group"]),
+    ("trainer.storage=fp4", ["trainer.storage='fp4'", "one of as_computed, fp8", "did you mean fp8?"]),
+    ("trainer.offload=group", ["trainer.offload=group", "scale=tiny", "set scale=2k"]),
+    ("trainer.storage=fp8", ["trainer.storage=fp8", "scale=tiny", "set scale=2k"]),
+    ("scale=2k trainer=fsdp trainer.offload=group", ["trainer.offload=group: trainer=fsdp", "set trainer=gpu"]),
+    ("scale=2k trainer=ddp trainer.storage=fp8", ["trainer.storage=fp8: trainer=ddp", "set trainer=gpu"]),
+    (
+        "scale=2k trainer.compile=true trainer.storage=fp8",
+        ["trainer.storage=fp8", "trainer.compile=true", "set trainer.compile=false", "trainer.offload=group"],
+    ),
     ("schedule.shift=0", ["schedule.shift=0.0", "positive"]),
     ("sampling.num_steps=0", ["sampling.num_steps=0", "at least 1"]),
     ("sampling.start=2", ["sampling.start=2", "(0, 1]"]),
