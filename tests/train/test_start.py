@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -299,7 +299,8 @@ class TestACommittedStart:
         """If a change of code is meant to change it, train it again: `make start name=… args="out=pw/starts"`."""
         run = build([f"start={name}"]).start_run
         assert run is not None
-        assert (card := run.card) is not None
+        card = run.card
+        assert card is not None
         run = replace(run, card=None)  # what it departs from may be shipped
         expected, losses = card.content["first_losses"], start.first_losses(run)
         assert [update for update, _ in losses] == [update for update, _ in expected]

@@ -12,7 +12,6 @@ from benchmarks.metrics.implementation import Batch, scorer_of
 from benchmarks.metrics.texture import orientation_shares
 from pw.data.procedural import WAVES, ProceduralClips
 
-
 SETTINGS = lookup("class_share").settings
 
 
