@@ -38,7 +38,7 @@ SETTINGS = {
     "start": settings.Recipe,
 }
 STRATEGIES = ("backbone", "codec", "schedule", "degradation", "solver", "guidance")
-OPTIONAL = ("text", "injector", "tracking")  # strategies whose choice may be `none`
+OPTIONAL = ("text", "injector", "attention", "tracking")  # strategies whose choice may be `none`, or `dense`
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 
 
@@ -86,6 +86,7 @@ class Run:
     schedule: Schedule
     objective: Objective
     injector: options.Injector | options.Add | None
+    attention: options.Attention | None
     degradation: Degradation
     solver: Solver
     guidance: Guidance

@@ -28,6 +28,9 @@ class Scale:
     injector_blocks  indices of the blocks that get the anchor at their input (the authors: the second of 30)
     injector_hidden  channels between the convolutions of the injector, as a fraction of the width
     norm_groups      groups of the injector's GroupNorm
+    window           (rows, columns) of tokens that a query sees under `attention=window`
+    window_tile      (frames, rows, columns) of tokens in a block of its kernel
+    attention_tile   the same of `attention=topk` and `anchor`
     """
 
     name: str
@@ -42,6 +45,9 @@ class Scale:
     injector_blocks: tuple[int, ...]
     injector_hidden: float
     norm_groups: int
+    window: tuple[int, int]
+    window_tile: tuple[int, int, int]
+    attention_tile: tuple[int, int, int]
 
     def __post_init__(self) -> None:
         if self.anchor_height > self.height or self.anchor_width > self.width:
@@ -167,7 +173,9 @@ class Trainer:
     shards          processes that hold one copy of the weights together; null: all processes of a machine
     context         number of processes of a machine that share the tokens of a clip (context parallelism,
                     `pw.nn.backbone`), when its activations are too large for one device
-    attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses
+    attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses. `flash4`: FlashAttention-4 in
+                    the place of torch's own `flash`, from the package flash-attn-4
+    deterministic   the same training twice is the same bit for bit, also on a GPU, by kernels that are slower
     compile         torch.compile for each block
     weights         folder of Wan's weights in diffusers' layout; null: the folder of `pw weights`
     guidance_batch  both branches of guidance in one batch: faster, with twice the activations
@@ -178,7 +186,7 @@ class Trainer:
     accelerator: Literal["cpu", "gpu"]
     devices: Annotated[Count, Range(1, 1024)]
     threads: Annotated[Count, Range(1, 4096)]
-    attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
+    attention: Literal["sdpa", "cudnn", "flash", "flash3", "flash4", "sage"]
     compile: bool
     guidance_batch: bool
     weights: str | None
@@ -187,6 +195,7 @@ class Trainer:
     shards: Count | None = None
     context: Count = 1
     offload_activations: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         try:

@@ -45,7 +45,7 @@ from pw.sample.clip_folders import (
     sample_folder,
     write_reference,
 )
-from pw.stages import stage_module
+from pw.stages import network_of, stage_module
 from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, weights_of, write_config
 
@@ -167,10 +167,9 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     path = weights_of(training_folder(run, outputs))
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     if run.text is not None:  # one network of 5e9 weights, not two
-        from pw.nn.networks import Network, load_network
+        from pw.nn.networks import load_network
 
-        network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
-        module.ema = load_network(network, str(path), None, device)
+        module.ema = load_network(network_of(run), str(path), None, device)
         return module.eval().to(device)
     module.configure_model()
     missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)

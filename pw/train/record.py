@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pw.cost.counts import forward_flops, stage_flops, stage_tokens
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import remove, write_atomically, write_tensors
@@ -198,14 +199,16 @@ def training_flops(run: Run, module: Any) -> float:
 
     clips = run.source.batch(run.seed, 0, 1)
     # a new network: the trained one may be split, compiled, or have a kernel for GPUs
-    net = Backbone(run.backbone, run.injector).to(module.device)
+    net = Backbone(run.backbone, run.injector).to(module.device)  # its attention is dense
     use_kernel(net, "sdpa")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
         module.velocity(net, condition)(clip, timestep, timestep)
     forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
-    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * forwards
+    dense = forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
+    forward = float(counter.get_total_flops()) - dense.total + stage_flops(run).total
+    return forward * run.train.batch_size * run.train.accumulate * forwards
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:

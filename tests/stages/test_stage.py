@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
@@ -360,7 +361,9 @@ def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
     untrained = micro(*words, "trainer.attention=sage")
     with pytest.raises(ValueError, match=r"trainer\.attention=sage: not available on this machine \("):
         train(untrained, tmp_path)
-    monkeypatch.setattr(attention_dispatch, "sageattn", lambda q, **_: q.detach())  # as if it were installed
+    sdpa = F.scaled_dot_product_attention
+    as_sage = lambda q, k, v, **_: sdpa(*(x.detach().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)  # noqa: E731
+    monkeypatch.setattr(attention_dispatch, "sageattn", as_sage)  # as if it were installed
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
     assert (train(untrained, tmp_path) / "ema.safetensors").exists()
 
