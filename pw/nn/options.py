@@ -131,13 +131,9 @@ class TopBlocks:
     tile     (frames, rows, columns) of tokens that make a block
     """
 
-    density: float
+    density: Annotated[float, Range(0.001, 1)]
     tile: tuple[Size, Size, Size]
     by_anchor: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(f"attention.density={self.density}: a share of the key blocks, above 0 and at most 1")
 
     def check(self, grid: tuple[int, int, int]) -> None:
         """grid: (frames, rows, columns) of tokens of a clip. Raises ValueError for a tile that holds all of it."""

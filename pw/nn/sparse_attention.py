@@ -189,7 +189,8 @@ def _block_mask(choice: options.TopBlocks, grid: Grid, chosen: Tensor, *, has_ba
 
     number = torch.full(chosen.shape[:-1], chosen.shape[-1], device=chosen.device)
     indices = F.pad(chosen.int(), (0, count - chosen.shape[-1]))
-    return _from_lists([number * 0, indices, number, indices], choice, grid, is_seen, has_backward=has_backward)
+    none = (torch.zeros_like(number), torch.zeros_like(indices))  # Inductor does not compile one tensor given twice
+    return _from_lists([*none, number, indices], choice, grid, is_seen, has_backward=has_backward)
 
 
 def _from_lists(

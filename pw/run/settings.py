@@ -45,9 +45,9 @@ class Scale:
     injector_blocks: tuple[int, ...]
     injector_hidden: float
     norm_groups: int
-    window: tuple[int, int]
-    window_tile: tuple[int, int, int]
-    attention_tile: tuple[int, int, int]
+    window: tuple[Count, Count]
+    window_tile: tuple[Count, Count, Count]
+    attention_tile: tuple[Count, Count, Count]
 
     def __post_init__(self) -> None:
         if self.anchor_height > self.height or self.anchor_width > self.width:
