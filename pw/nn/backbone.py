@@ -85,7 +85,7 @@ class Backbone(nn.Module):
                 # with_kwargs=False: diffusers passes the hidden states first, by position
                 self._hooks.append(self.dit.blocks[index].register_forward_pre_hook(self._inject))
         if attention is not None:
-            self._hooks += [block.attn1.register_forward_pre_hook(self._mask) for block in self.dit.blocks]
+            self._hooks += [a.register_forward_pre_hook(self._mask) for a in attentions[::2]]  # self-attention
 
     def forward(
         self,

@@ -22,6 +22,7 @@ from pw.nn import options
 from pw.nn.adapters import resize_frames, without_autocast
 from pw.nn.token_blocks import Grid, block_count, first_seen, kept_count, tile_order, window_blocks
 
+FAINT = 1e-4  # what differs less from the mean of the anchor, whose latents are about 1, is like anything
 NEARNESS = 1e-3  # of similarity, across the whole clip: it decides between anchor blocks that are alike
 
 
@@ -60,43 +61,44 @@ class SparseMask:
 
     def as_tensor(self, query: Tensor, key: Tensor) -> Tensor:
         """[B or 1, H or 1, L, L] bool, True for a key that is seen."""
-        if isinstance(self.choice, options.Window):
-            return _window_mask(self.choice, self.grid, query.device)
-        order, inverse = _orders(self.grid, self.choice.tile, query.device)
-        chosen = self.chosen(query[..., order, :], key[..., order, :])
-        block = inverse // math.prod(self.choice.tile)
-        return _seen(chosen, block_count(self.grid, self.choice.tile))[..., block[:, None], block]
+        choice = self.choice
+        if isinstance(choice, options.Window):
+            return _window_mask(choice, self.grid, query.device)
+        order, inverse = _orders(self.grid, choice.tile, query.device)
+        chosen = self._chosen(choice, query[..., order, :], key[..., order, :])
+        block = inverse // math.prod(choice.tile)
+        return _seen(chosen, block_count(self.grid, choice.tile))[..., block[:, None], block]
 
     def block_mask(self, query: Tensor, key: Tensor) -> BlockMask:
         """For queries and keys in tile order."""
-        if isinstance(self.choice, options.Window):
-            return _window_block_mask(self.choice, self.grid, query.device)
-        if self.choice.by_anchor:
+        choice = self.choice
+        if isinstance(choice, options.Window):
+            return _window_block_mask(choice, self.grid, query.device)
+        if choice.by_anchor:
             return self._anchor_block_mask
-        return _block_mask(self.choice, self.grid, self.chosen(query, key), has_backward=query.requires_grad)
+        return _block_mask(choice, self.grid, self._chosen(choice, query, key), has_backward=query.requires_grad)
 
-    def chosen(self, query: Tensor, key: Tensor) -> Tensor:
+    def _chosen(self, choice: options.TopBlocks, query: Tensor, key: Tensor) -> Tensor:
         """[B, H or 1, n, kept] the key blocks that each of the n query blocks sees, of [B, H, L, d] in tile order."""
-        if self.choice.by_anchor:
+        if choice.by_anchor:
             return self._chosen_by_anchor
-        block = math.prod(self.choice.tile)
+        block = math.prod(choice.tile)
         with torch.no_grad(), without_autocast(query.device):
-            return _top(block_means(query, block) @ block_means(key, block).mT, self.choice, self.grid)
+            return _top(block_means(query, block) @ block_means(key, block).mT, choice, self.grid)
 
     @cached_property
     def _chosen_by_anchor(self) -> Tensor:
-        assert self._anchor is not None, "pw.run.cross_checks demands an injector"
-        assert isinstance(self.choice, options.TopBlocks)
-        tile, device = self.choice.tile, self._anchor.device
-        order, _ = _orders(self.grid, tile, device)
-        with torch.no_grad(), without_autocast(device):
-            features = resize_frames(self._anchor.float(), self.grid[1:]).flatten(2).mT[:, order]
-            features = block_means(features, math.prod(tile))
-            features = F.normalize(features - features.mean(1, keepdim=True), dim=-1)
-            places = torch.stack(torch.meshgrid(*(torch.arange(float(size)) for size in self.grid), indexing="ij"), -1)
-            centres = block_means(places.flatten(0, 2).to(device)[order], math.prod(tile))
-            distance = torch.cdist(centres, centres) / math.hypot(*self.grid)
-            return _top((features @ features.mT - NEARNESS * distance)[:, None], self.choice, self.grid)
+        choice, anchor, grid = self.choice, self._anchor, self.grid
+        assert isinstance(choice, options.TopBlocks)
+        assert anchor is not None, "pw.run.cross_checks demands an injector"
+        block, (order, _) = math.prod(choice.tile), _orders(grid, choice.tile, anchor.device)
+        with torch.no_grad(), without_autocast(anchor.device):
+            features = block_means(resize_frames(anchor.float(), grid[1:]).flatten(2).mT[:, order], block)
+            features = F.normalize(features - features.mean(1, keepdim=True), dim=-1, eps=FAINT)
+            axes = (torch.arange(float(size), device=anchor.device) for size in grid)
+            centres = block_means(torch.cartesian_prod(*axes)[order], block)
+            distance = torch.cdist(centres, centres) / math.hypot(*grid)
+            return _top((features @ features.mT - NEARNESS * distance)[:, None], choice, grid)
 
     @cached_property
     def _anchor_block_mask(self) -> BlockMask:
@@ -113,8 +115,8 @@ class _Reordered(torch.autograd.Function):
         return x.index_select(-2, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(-2, ctx.inverse), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(-2, ctx.inverse), None, None
 
 
 def block_means(x: Tensor, block: int) -> Tensor:

@@ -185,6 +185,13 @@ def test_a_kernel_is_held_against_attention_in_fp32(small: Network, monkeypatch:
                 check_kernel(replace(small, attention="sage"), "cpu")
 
 
+@pytest.mark.parametrize("name", ["window", "topk", "anchor"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sparse_attention_is_held_against_its_mask_in_fp32(small: Network, name: str, precision: Any) -> None:
+    network = replace(small, sparsity=build([f"attention={name}"]).attention)
+    assert kernel_error(network, "cpu", precision) < (1e-5 if precision == "fp32" else 0.01)
+
+
 def test_flash_attention_4_is_told_to_be_missing_and_leaves_torchs_own_flash(small: Network) -> None:
     with pytest.raises(ValueError, match=r"attention=flash4: not available on this machine .*flash_attn.*sdpa"):
         check_kernel(replace(small, attention="flash4"), "cpu")
