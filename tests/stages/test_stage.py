@@ -347,6 +347,29 @@ def test_both_networks_compute_attention_by_the_kernel_that_was_chosen(micro):
         assert [kernel.value for kernel in kernels] == ["_native_flash"]
 
 
+def test_a_deterministic_training_is_the_same_training(micro, tmp_path: Path):
+    """The same here; on a GPU torch then refuses operations that are not. The next one is free again."""
+    words = ("objective=shortcut", "train.updates=3", "attention=topk", "attention.tile=[2,2,1]")
+    free, fixed = micro(*words), micro(*words, "trainer.deterministic=true")
+    assert free.training_signature == fixed.training_signature
+    weights = []
+    for run, folder in ((fixed, "fixed"), (free, "free")):
+        weights.append(load_file(train(run, tmp_path / folder) / "online.safetensors"))
+        assert torch.are_deterministic_algorithms_enabled() == (run is fixed)
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+@pytest.mark.parametrize("attention", ["window", "topk", "anchor"])
+def test_sparse_attention_trains_both_networks_and_counts_what_it_leaves_out(micro, tmp_path: Path, attention: str):
+    words = ("scale.window=[2,2]", "scale.window_tile=[2,1,1]", "scale.attention_tile=[2,2,1]", "train.updates=2")
+    dense, sparse = (micro(*words, f"attention={name}", "objective=shortcut") for name in ("dense", attention))
+    module = module_of(sparse)
+    assert module.net.attention == module.ema.attention == sparse.attention
+    assert 0.5 < training_flops(sparse, module) / training_flops(dense, module_of(dense)) < 1
+    weights = [load_file(train(run, tmp_path) / "online.safetensors") for run in (dense, sparse)]
+    assert not all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
 @pytest.mark.parametrize("kernel", ["sage", "flash3"])
 def test_a_kernel_without_gradient_does_not_train(micro, tmp_path: Path, kernel: str):
     with pytest.raises(ConfigError, match=rf"trainer\.attention={kernel}: is for sampling, .* sdpa, cudnn or flash"):
