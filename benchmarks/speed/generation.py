@@ -3,8 +3,9 @@
 Only diffusion is timed, with random weights: stage II of each scale with its steps and guidance ("ours"), and the first
 steps of diffusers' WanPipeline with a similar transformer at the same size ("stock"). Its 50 steps are estimated as 50
 times the mean step, without the first (a warm-up) if there are several; `stock_steps=0` skips stock. Stock uses torch's
-default attention and is not compiled. Ours uses the fastest available attention kernel, and compiled blocks if they are
-faster; each is timed on some frames of the first scale. With one kernel and `compile` false or always nothing is timed.
+default attention and is not compiled. Ours uses the fastest attention kernel whose result is right, and compiled blocks
+if they are faster; each is timed on some frames of the first scale. With one kernel and `compile` false or always
+nothing is timed. `kernel_errors` has the relative error of each kernel (`pw.nn.networks.kernel_error`).
 
 The file is rewritten after every evaluation of ours and every step of stock, so a killed run leaves its measurements.
 `seconds` exists only for complete measurements.
@@ -19,16 +20,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from pw.cost.counts import stage_latent, tokens
-from pw.generate.request import network_of
+from pw.cost.counts import evaluations, sampling_flops, stage_latent, stage_tokens, tokens
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.run.build import Run, build
+from pw.run.settings import Trainer
 from pw.run.signatures import provenance
+from pw.stages import network_of
 from pw.train.preflight import check_device
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ AIMS = {
     "4k": {"seconds": 340.0, "paper_seconds": [572.0, 590.0], "peak_gb": 45.0, "paper_peak_gb": 101.8},
 }
 SPEED_UP = 12.0
-KERNELS = {"sdpa", "cudnn", "flash", "flash3", "sage"}
 MAX_TIMED_TOKENS = 32_000  # enough to compare kernels: 4 % of a 2K evaluation
 REPEATS = 3
 
@@ -63,8 +64,9 @@ class Variant:
 
 
 def choose_variant(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Variant | None, dict[str, float | str]]:
-    """The fastest variant, None if none is available; and the outcomes of `time_variants`.
+    """The fastest variant, None if none can be timed; and the outcomes of `time_variants`.
 
+    kernels   those that can be used here
     compiles  `BenchOptions.compile`
     """
     if len(kernels) > 1 or compiles == "true":
@@ -74,25 +76,27 @@ def choose_variant(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Var
             best = replace(best, compiled=True)
         return best, {str(variant): outcome for variant, outcome in variants.items()}
     variant = Variant(kernels[0], compiled=compiles == "always")
-    error = _kernel_error(run, variant.kernel)
-    return None if error else variant, {str(variant): error or "not timed, it is the only one"}
+    return variant, {str(variant): "not timed, it is the only one"}
 
 
-def _kernel_error(run: Run, kernel: str) -> str:
-    """The reason why an attention kernel is not available here, or ""."""
-    from pw.nn.networks import check_kernel
+def kernel_errors(run: Run, kernels: Sequence[str]) -> dict[str, float | str]:
+    """The relative error of each attention kernel, or the reason why it cannot be used here."""
+    from pw.nn.networks import kernel_error
 
-    try:
-        check_kernel(replace(network_of(run), attention=kernel, compile=False), str(_device(run)))
-    except ValueError as error:
-        return str(error)
-    return ""
+    errors: dict[str, float | str] = {}
+    for name in kernels:
+        try:
+            errors[name] = kernel_error(replace(network_of(run), attention=name, compile=False), str(_device(run)))
+        except ValueError as error:
+            errors[name] = str(error)
+        print(f"{name}: relative error {errors[name]}", file=sys.stderr, flush=True)
+    return errors
 
 
 def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Variant, float | str]:
     """Seconds of one evaluation of stage II with each attention kernel, and compiled with the fastest kernel.
 
-    A variant that is not available has the reason instead. An evaluation has at most `MAX_TIMED_TOKENS` tokens.
+    Compilation that fails has the reason instead. An evaluation has at most `MAX_TIMED_TOKENS` tokens.
     """
     from pw.nn.networks import compile_blocks, load_network, use_kernel
 
@@ -106,9 +110,6 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
         print(f"{variant}: {outcome}{' s' if isinstance(outcome, float) else ''}", file=sys.stderr, flush=True)
 
     for name in kernels:
-        if reason := _kernel_error(run, name):
-            record(Variant(name), reason)
-            continue
         use_kernel(net, name)
         record(Variant(name), seconds())
     best = fastest(outcomes)
@@ -157,11 +158,10 @@ def fastest(variants: Mapping[Variant, float | str]) -> Variant | None:
 
 def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
     """Settings, aims, seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
-    from pw.cost.counts import evaluations, forward_flops
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
     from pw.nn.unipc import synchronize
-    from pw.stages.velocity import Condition, integrate
+    from pw.stages.velocity import Condition, integrate, noise_of_phases
 
     device = _free_device(run)
     net = load_network(network_of(run), "random", None, str(device))
@@ -172,7 +172,7 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
         "scale": run.scale.name,
         "frames": run.scale.frames,
         "size": [run.scale.width, run.scale.height],
-        "tokens": tokens(stage_latent(run), run.backbone.patch_size),
+        "tokens": stage_tokens(run),
         "steps": run.sampling.num_steps,
         "guidance": run.guidance.scale,
         "evaluations": evaluations(run),
@@ -198,21 +198,21 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
 
     # warm up with one evaluation of the measured size: this selects kernels and compiles blocks
     guidance = run.guidance if run.trainer.guidance_batch else replace(run.guidance, scale=1.0)
-    one_step = replace(run.sampling, num_steps=1, timesteps=None)
+    one_step = replace(run.sampling, num_steps=1, timesteps=None, sizes=None, init="noise")
     start = time.perf_counter()
     integrate(replace(run, guidance=guidance, sampling=one_step), net, noise, condition, null)
     result["warm_up_seconds"] = round(log_seconds("warmed up"), 4)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    integrate(run, net, noise, condition, null, on_evaluation)
+    noises = [part[None].to(device) for part in noise_of_phases(run, noise[0], 0)]
+    integrate(run, net, noises, condition, null, on_evaluation)
     seconds = log_seconds("done")
-    flops = forward_flops(run.backbone, result["tokens"], run.backbone.text_tokens, run.injector).total
     return {
         **result,
         "seconds": round(seconds, 4),
         "peak_gb": _peak_gb(device),
-        "tflop_per_second": round(flops * evaluations(run) / seconds / 1e12, 3),
+        "tflop_per_second": round(sampling_flops(run).total / seconds / 1e12, 3),
     }
 
 
@@ -222,7 +222,7 @@ def _measure_stock(run: Run, steps: int, total_steps: int, save: Save) -> dict[s
     from pw.nn.unipc import stock_steps
 
     device = _free_device(run)
-    network = replace(network_of(run), injector=None, attention="sdpa", compile=False)
+    network = replace(network_of(run), injector=None, attention="sdpa", compile=False, sparsity=None)
     net = load_network(network, "random", None, str(device))
     net.release()  # remove our hooks
     result: dict[str, Any] = {"attention": "sdpa", "compile": False, "steps": total_steps, "step_seconds": []}
@@ -298,8 +298,9 @@ def _what(text: str) -> str:
 
 def _kernels(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in KERNELS]:
-        raise ValueError(f"{unknown[0]} is not one of {', '.join(sorted(KERNELS))}")
+    known = get_args(get_type_hints(Trainer)["attention"])
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{unknown[0]} is not one of {', '.join(known)}")
     return names
 
 
@@ -310,7 +311,7 @@ class BenchOptions:
     stock_steps: int = option(3, "steps of diffusers' own pipeline that are timed; 0: none", read=number(0))
     stock_of: int = option(50, "steps of a whole video by that pipeline", read=number(1))
     kernels: tuple[str, ...] = option(
-        ("sdpa", "cudnn", "flash", "flash3"), "attention kernels to choose from", read=_kernels
+        ("sdpa", "cudnn", "flash", "flash3", "flash4"), "attention kernels to choose from", read=_kernels
     )
     compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or always")
     out: Path | None = option(
@@ -330,12 +331,15 @@ def run_bench(options: BenchOptions) -> int:
         check_device(run)
     silence_libraries()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
-    best, outcomes = choose_variant(runs[0], options.kernels, options.compile)
+    errors = kernel_errors(runs[0], options.kernels if runs[0].attention is None else ("sdpa",))
+    kernels = [name for name, error in errors.items() if isinstance(error, float)]
+    best, outcomes = choose_variant(runs[0], kernels, options.compile) if kernels else (None, {})
     print(json.dumps(outcomes, indent=1), flush=True)
     if best is None:
         raise ConfigError(f"kernels={','.join(options.kernels)}: none is available on this machine")
     out = options.out or OUTPUTS / "bench" / f"generate_{device.replace(' ', '-')}.json"
-    metadata = {"device": device, "torch": torch.__version__, "kernels": outcomes, **provenance()}
+    metadata = {"device": device, "torch": torch.__version__, "kernels": outcomes, "kernel_errors": errors}
+    metadata |= provenance()
     results: list[dict[str, Any]] = []
 
     def save(*partial: dict[str, Any]) -> None:

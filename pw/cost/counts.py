@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pw.nn import options
+from pw.nn.token_blocks import block_count, density
 from pw.run.build import Run
 
 Codec = options.WanVAE | options.SpaceToDepth
@@ -70,8 +71,15 @@ def stage_latent(run: Run, size: float = 1.0) -> tuple[int, int, int, int]:
     return run.codec.channels, run.codec.latent_frames(run.scale.frames), *run.latent_size(size)
 
 
+def stage_grid(run: Run, size: float = 1.0) -> tuple[int, int, int]:
+    """(frames, rows, columns) of tokens of that latent."""
+    latent = stage_latent(run, size)[1:]
+    frames, rows, columns = (n // p for n, p in zip(latent, run.backbone.patch_size, strict=True))
+    return frames, rows, columns
+
+
 def stage_tokens(run: Run, size: float = 1.0) -> int:
-    return tokens(stage_latent(run, size), run.backbone.patch_size)
+    return math.prod(stage_grid(run, size))
 
 
 def block_parameters(backbone: options.Wan) -> int:
@@ -140,13 +148,15 @@ def text_encoder_parameters() -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by kind. `linear` includes the cross-attention's projections of the text."""
+    """FLOPs by kind. `linear` includes the cross-attention's projections of the text; `self_attention` is what a
+    block-sparse kernel computes, `choice_of_blocks` the scores that choose its blocks."""
 
     linear: float = 0.0
     self_attention: float = 0.0
     cross_attention: float = 0.0
     embeddings: float = 0.0
     injector: float = 0.0
+    choice_of_blocks: float = 0.0
     codec: float = 0.0
     text_encoder: float = 0.0
 
@@ -195,8 +205,19 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
 
 
 def stage_flops(run: Run, size: float = 1.0) -> Flops:
-    """FLOPs of one evaluation at a share of the full size."""
-    return forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
+    """FLOPs of one evaluation on one clip at a share of its full size, with its share of the self-attention.
+
+    Choosing n blocks by their means costs 2 n^2 D N, by the anchor 2 n^2 C; the means themselves are not counted.
+    """
+    flops = forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
+    if run.attention is None:
+        return flops
+    grid, choice = stage_grid(run, size), 0
+    if isinstance(run.attention, options.TopBlocks):
+        width = run.backbone.in_channels if run.attention.by_anchor else run.backbone.width * run.backbone.num_layers
+        choice = 2 * block_count(grid, run.attention.tile) ** 2 * width
+    share = density(run.attention, grid)
+    return replace(flops, self_attention=share * flops.self_attention, choice_of_blocks=choice)
 
 
 def sampling_flops(run: Run) -> Flops:
@@ -207,6 +228,23 @@ def sampling_flops(run: Run) -> Flops:
     for step, size in enumerate(sizes):
         counts[size] += 2 if step < guided else 1
     return sum((stage_flops(run, size) * count for size, count in counts.items()), start=Flops())
+
+
+def mask_bytes(run: Run, context: int = 1) -> float:
+    """Bytes of what says which keys are seen, for one clip on each of `context` devices that share its heads.
+
+    On a GPU lists of block pairs, 16 bytes a pair for all heads, or of each head 24 with their scores; on a CPU, and
+    where blocks are too small for FlexAttention, a boolean mask of L x L and torch's float copy of it.
+    """
+    attention = run.attention
+    if attention is None:
+        return 0
+    grid, block = stage_grid(run), math.prod(attention.tile)
+    by_head = isinstance(attention, options.TopBlocks) and not attention.by_anchor
+    heads = run.backbone.num_attention_heads / context if by_head else 1
+    if run.trainer.accelerator == "gpu" and block % options.FLEX_BLOCK == 0:
+        return heads * block_count(grid, attention.tile) ** 2 * (24 if by_head else 16)
+    return heads * math.prod(grid) ** 2 * 5
 
 
 def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:

@@ -146,6 +146,7 @@ def denoising(run: Run, precision: Precision) -> Moment:
         Part("working set", batch * counts.inference_bytes(backbone, length // context, precision), "fake tensors"),
         Part("all tokens", batch * counts.unshared_bytes(backbone, length, precision, context), "fake tensors"),
         Part("injector", batch * injector, "fake tensors"),
+        Part("attention mask", batch * counts.mask_bytes(run, context), "assumed"),
         Part("latents, text", state + text, "assumed"),
     )
     flops, calls = counts.sampling_flops(run), run.sampling.num_steps if batch == 2 else count

@@ -235,6 +235,8 @@ def stage_table(plan: CostPlan) -> Table:
     table.add_row("parameters", *(f"{counts.parameters(run.backbone, run.injector):,}" for run in runs))
     table.add_row("linear layers, FLOP", *(operations(count.linear) for count in flops))
     table.add_row("self-attention", *(operations(count.self_attention) for count in flops))
+    if any(count.choice_of_blocks for count in flops):
+        table.add_row("choice of its blocks", *(operations(count.choice_of_blocks) for count in flops))
     table.add_row("cross-attention", *(operations(count.cross_attention) for count in flops))
     table.add_row("injector", *(operations(count.injector) for count in flops))
     table.add_row("embeddings", *(operations(count.embeddings) for count in flops))

@@ -219,6 +219,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
             Part("working set", working_set, "fake tensors"),
             Part("all tokens", counts.unshared_bytes(backbone, total_tokens, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
+            Part("attention mask", train.batch_size * counts.mask_bytes(run, context), "assumed"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),  # the clip in fp32
         ]

@@ -14,12 +14,13 @@ from pw.cost.counts import evaluations, stage_latent
 from pw.data.degradation import resize
 from pw.data.procedural import generator
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
-from pw.generate.request import GenerationRequest, Prompt, network_of
+from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import digest
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.networks import load_network, network_without_weights
 from pw.nn.unipc import synchronize
 from pw.run.build import Run
+from pw.stages import network_of
 from pw.stages.velocity import Condition, integrate, noise_of_phases
 
 NOISE = 8  # stream of random numbers, see pw.stages.stage

@@ -25,10 +25,10 @@ from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
 from pw.parallel.team import Place, current_place
 from pw.run.build import Run
+from pw.stages import network_of
 from pw.train.preflight import check_device
 
 if TYPE_CHECKING:
-    from pw.nn.networks import Network
     from pw.nn.text import TextEncoder
 
 SLUG = 40  # largest number of letters of the prompt in a file name
@@ -177,14 +177,6 @@ class GenerationRequest:
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32  # 11.4 GB, on a CPU twice that
         name = fingerprint(self.weights / "text_encoder")
         return TextEncoder(self.weights, self.hires.backbone.text_tokens, self.out / "text", name, device, dtype)
-
-
-def network_of(run: Run) -> Network:
-    from pw.nn.networks import Network
-
-    trainer = run.trainer
-    placement = trainer.offload, trainer.storage
-    return Network(run.backbone, run.injector, trainer.attention, trainer.compile, run.seed, *placement)
 
 
 def _read_prompts(options: GenerateOptions) -> list[Text]:

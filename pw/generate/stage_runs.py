@@ -26,7 +26,7 @@ TINY = (
 WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's defaults, for stage I
 # Groups of the configuration of a training that generation needs.
 NETWORK_GROUPS = {
-    *("scale", "backbone", "codec", "text", "injector", "schedule"),
+    *("scale", "backbone", "codec", "text", "injector", "attention", "schedule"),
     *("objective", "turns", "step_sampler", "weighting", "target"),
 }
 

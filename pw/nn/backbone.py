@@ -1,10 +1,11 @@
-"""The velocity network: diffusers' `WanTransformer3DModel`, unmodified, with hooks for stride and anchor.
+"""The velocity network: diffusers' `WanTransformer3DModel`, unmodified, with hooks for stride, anchor and attention.
 
-The transformer keeps its state-dict keys, so stock checkpoints load and stock code reads ours. Stride and anchor enter
+The transformer keeps its state-dict keys, so stock checkpoints load and stock code reads ours. What is added enters
 through bound-method hooks (a deep copy, such as the EMA, has hooks bound to itself): the stride embedding is added to
 the output of `time_embedder`, which feeds both the modulation and the output head; the injector is added to the input
-of the blocks it names. `_context` holds both values until the next forward, because checkpointed blocks need them again
-in backward; `_checkpoint_block` restores the context of the forward that is recomputed.
+of the blocks it names; self-attention is handed a `SparseMask`. `_context` holds these values until the next forward,
+because checkpointed blocks need them again in backward; `_checkpoint_block` restores the context of the forward that is
+recomputed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pw.nn import options
 from pw.nn.adapters import AnchorGuidedInjector, StrideEmbedding, autocast_is_on, resize_frames, without_autocast
+from pw.nn.sparse_attention import SparseMask
 
 
 def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
@@ -48,7 +50,10 @@ def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
 
 
 class Backbone(nn.Module):
-    """state, timestep, stride, text, anchor -> velocity. dit: the transformer, randomly initialised by default.
+    """state, timestep, stride, text, anchor -> velocity.
+
+    dit        the transformer, randomly initialised by default
+    attention  which keys a query of self-attention sees; None: all
 
     With fresh adapters the output equals that of `dit` bit for bit, at any stride and any anchor (except under `Add`,
     which has no weights to initialise at zero).
@@ -59,6 +64,7 @@ class Backbone(nn.Module):
         choice: options.Wan,
         injector: options.Injector | options.Add | None,
         dit: WanTransformer3DModel | None = None,
+        attention: options.Attention | None = None,
     ) -> None:
         super().__init__()
         if injector is not None:
@@ -67,6 +73,7 @@ class Backbone(nn.Module):
         self.stride_embedding = StrideEmbedding(choice.width)
         self.adds_anchor = isinstance(injector, options.Add)
         self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
+        self.attention = attention
         self._context: dict[str, Any] = {}
         self._offloads = False
         self.part = (0, 1)  # (index, number) of the parts of a clip's tokens to compute here, see `share_tokens`
@@ -77,6 +84,8 @@ class Backbone(nn.Module):
             for index in injector.blocks:
                 # with_kwargs=False: diffusers passes the hidden states first, by position
                 self._hooks.append(self.dit.blocks[index].register_forward_pre_hook(self._inject))
+        if attention is not None:
+            self._hooks += [a.register_forward_pre_hook(self._mask) for a in attentions[::2]]  # self-attention
 
     def forward(
         self,
@@ -104,10 +113,11 @@ class Backbone(nn.Module):
             context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
         if self.adds_anchor and anchor is not None:
             state = state + resize_frames(anchor, (state.shape[-2], state.shape[-1]))
+        frames, rows, columns = (n // p for n, p in zip(state.shape[-3:], self.dit.config["patch_size"], strict=True))
         if self.injector is not None and anchor is not None:
-            _, rows, columns = self.dit.config["patch_size"]
-            grid = (state.shape[-2] // rows, state.shape[-1] // columns)
-            context["anchor"] = self.injector(anchor, grid, timestep, stride, self.part)
+            context["anchor"] = self.injector(anchor, (rows, columns), timestep, stride, self.part)
+        if self.attention is not None:
+            context["mask"] = SparseMask(self.attention, (frames, rows, columns), anchor)
         self._context = context
         dtype = self.dit.patch_embedding.weight.dtype
         return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
@@ -150,6 +160,10 @@ class Backbone(nn.Module):
         hidden, *rest = args
         index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
         return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
+
+    def _mask(self, attention: nn.Module, args: tuple) -> tuple:
+        hidden, text, _, *rest = args  # as diffusers' block passes them
+        return (hidden, text, self._context["mask"], *rest)
 
     def _checkpoint_block(self, block: nn.Module, *args: Any) -> Tensor:
         context = self._context

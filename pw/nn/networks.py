@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
+from torch import Tensor
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
 from pw.nn.placement import offload_blocks, store_in_fp8
+from pw.nn.sparse_attention import SparseMask
 
-KERNELS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "_native_flash", "flash3": "_flash_3", "sage": "sage"}
+# flash4 replaces torch's own flash kernel, see `_choose_flash`
+KERNELS = {
+    "sdpa": "native",
+    "cudnn": "_native_cudnn",
+    "flash": "_native_flash",
+    "flash3": "_flash_3",
+    "flash4": "_native_flash",
+    "sage": "sage",
+}
+SLICE = 1024  # tokens that a kernel is checked on
+# Largest relative error of a kernel. sdpa in bf16 has 0.0033, and it has gradients (D114); sage computes with 8 bits.
+MAX_ERROR = {"sdpa": 0.01, "sage": 0.1}
 COMPILED = 64  # compiled variants of a block, at most; a process needs few
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`)."""
+    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`), and its
+    sparse attention."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None
     attention: str
     compile: bool
     seed: int
+    sparsity: options.Attention | None = None
     offload: str = "none"
     storage: str = "as_computed"
+
+    def build(self, dit: Any = None) -> Backbone:
+        return Backbone(self.backbone, self.injector, dit, self.sparsity)
 
 
 def load_network(
@@ -48,7 +71,7 @@ def load_network(
         net = _random(network, dtype, device)
     elif source == "base":
         assert weights is not None
-        net = Backbone(network.backbone, network.injector, pretrained(network.backbone, weights, dtype))
+        net = network.build(pretrained(network.backbone, weights, dtype))
     else:
         net = _from_checkpoint(network, Path(source))
     net = _prepare(network, net, dtype)
@@ -60,7 +83,7 @@ def load_network(
 def network_without_weights(network: Network, source: str, device: str) -> Backbone:
     """The network of `load_network` on the meta device, to be sharded and then filled with weights."""
     with torch.device("meta"):
-        net = Backbone(network.backbone, network.injector)
+        net = network.build()
     if source not in ("base", "random"):
         _place_checkpoint(network, net, Path(source), shapes_only=True)
     return _prepare(network, net, _dtype(device))
@@ -84,7 +107,7 @@ def _random(network: Network, dtype: torch.dtype, device: str) -> Backbone:
     try:
         with torch.device(device):
             torch.manual_seed(network.seed)
-            net = Backbone(network.backbone, network.injector)
+            net = network.build()
     finally:
         torch.set_default_dtype(default)
     if net.injector is not None:
@@ -105,29 +128,72 @@ def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
 def check_checkpoint(network: Network, path: Path) -> None:
     """Raises ValueError for wrong names and shapes in a checkpoint, without loading it."""
     with torch.device("meta"):
-        net = Backbone(network.backbone, network.injector)
+        net = network.build()
     _place_checkpoint(network, net, path, shapes_only=True)
 
 
 def check_kernel(network: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
-    """Raises ValueError when a small attention fails; with `trains`, in that precision and with gradients."""
-    if network.attention == "sdpa":
-        return
+    """Raises as `kernel_error`, but does not check sdpa, except where it is FlexAttention."""
+    if network.attention != "sdpa" or (network.sparsity is not None and device.startswith("cuda")):
+        kernel_error(network, device, trains)
+
+
+def kernel_error(network: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> float:
+    """Relative error (root mean square) of the attention kernel on random numbers, compared with attention in fp32.
+
+    trains  in this precision, and with gradients; the largest error counts
+    Raises ValueError where the kernel fails, or its error is above `MAX_ERROR`.
+    """
+    name = f"trainer.attention={network.attention}"
     dtype = _dtype(device) if trains is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[trains]
-    query = torch.ones(1, 64, 2, network.backbone.attention_head_dim, dtype=dtype, device=device)
-    query.requires_grad_(trains is not None)
+    mask = None if network.sparsity is None else _small_mask(network, device)
+    draw, length = torch.Generator().manual_seed(0), SLICE if mask is None else mask.shape[-1]
+    shape = (1, length, 2, network.backbone.attention_head_dim)
+    inputs = [torch.randn(shape, generator=draw).to(device, dtype) for _ in range(3)]
     try:
-        with torch.set_grad_enabled(trains is not None):
-            backend = AttentionBackendName(KERNELS[network.attention])
-            output = dispatch_attention_fn(query, query, query, backend=backend)
-            if trains is not None:
-                output.sum().backward()
+        _choose_flash(network.attention)
+        results = _attend(inputs, KERNELS[network.attention], mask, has_backward=trains is not None)
     except Exception as error:  # kernels raise all kinds of errors on a machine they are not for
         raise ValueError(
-            f"trainer.attention={network.attention}: not available on this machine"
-            f"{'' if trains is None else f' in {trains}'} ({' '.join(str(error).split())[:200]}); use "
-            "trainer.attention=sdpa"
+            f"{name}: not available on this machine{'' if trains is None else f' in {trains}'} "
+            f"({' '.join(str(error).split())[:200]}); {_remedy(network)}"
         ) from error
+    if mask is not None:
+        mask = mask.as_tensor(*(x.transpose(1, 2) for x in inputs[:2]))
+    exact = _attend([x.float() for x in inputs], "_native_math", mask, has_backward=trains is not None)
+    pairs = zip(results, exact, strict=True)
+    error = max(float((result.float() - expected).norm() / expected.norm()) for result, expected in pairs)
+    if not error <= (bound := MAX_ERROR.get(network.attention, MAX_ERROR["sdpa"])):
+        raise ValueError(
+            f"{name}: wrong on this machine, its relative error is {error:.2g} (at most {bound:g}, sdpa in bf16 has "
+            f"0.003); {_remedy(network)}"
+        )
+    return error
+
+
+def _remedy(network: Network) -> str:
+    return "use trainer.attention=sdpa" if network.sparsity is None else "use attention=dense"
+
+
+def _small_mask(network: Network, device: str) -> SparseMask:
+    """The sparse attention of a network, for a clip of some tiles."""
+    choice = network.sparsity
+    assert choice is not None
+    frames, rows, columns = choice.tile
+    grid = (frames, 3 * rows + 1, 3 * columns + 1)
+    if isinstance(choice, options.Window):
+        choice = replace(choice, window=(min(choice.window[0], 2 * rows), min(choice.window[1], 2 * columns)))
+    anchor = torch.randn(1, 4, *grid, generator=torch.Generator().manual_seed(0))
+    return SparseMask(choice, grid, anchor.to(device))
+
+
+def _attend(inputs: list[Tensor], backend: str, mask: Any, *, has_backward: bool) -> list[Tensor]:
+    """Attention of [1, L, H, d] each, and with `has_backward` the gradients of the inputs."""
+    query, key, value = (x.detach().requires_grad_(has_backward) for x in inputs)
+    with torch.set_grad_enabled(has_backward):
+        output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=AttentionBackendName(backend))
+        gradients = torch.autograd.grad(output, (query, key, value), inputs[0]) if has_backward else ()
+    return [output.detach(), *gradients]
 
 
 def _weights_in(path: Path) -> Literal["ema", "online"]:
@@ -147,7 +213,7 @@ def _weights_in(path: Path) -> Literal["ema", "online"]:
 def _from_checkpoint(network: Network, path: Path) -> Backbone:
     with torch.device("meta"):  # else 20 GB would be initialised and overwritten
         dit = wan_transformer(network.backbone)
-    net = Backbone(network.backbone, network.injector, dit)
+    net = network.build(dit)
     _place_checkpoint(network, net, path)
     choice = network.backbone
     dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
@@ -188,6 +254,7 @@ def use_kernel(net: Backbone, name: str) -> None:
     logger = logging.getLogger("diffusers.models.modeling_utils")
     logger.addFilter(_is_other_message)
     try:
+        _choose_flash(name)
         net.dit.set_attention_backend(KERNELS[name])
     except (ImportError, RuntimeError, ValueError) as error:
         raise ValueError(
@@ -196,6 +263,14 @@ def use_kernel(net: Backbone, name: str) -> None:
         ) from error
     finally:
         logger.removeFilter(_is_other_message)
+
+
+def _choose_flash(name: str) -> None:
+    """Let torch's flash kernel be FlashAttention-4 in this process, or the one that it comes with."""
+    if name == "flash4":
+        activate_flash_attention_impl("FA4")
+    elif current_flash_attention_impl() is not None:
+        restore_flash_attention_impl()
 
 
 def _is_other_message(record: logging.LogRecord) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from pw.io.arguments import Range
 
 Size = Annotated[int, Range(1, 65_536)]
+FLEX_BLOCK = 128  # tokens; on a GPU blocks of sparse attention are multiples of it
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,63 @@ class Add:
 
     def check(self, backbone: Wan) -> None:
         """Fits every backbone."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sparse self-attention: a query sees the keys of all frames within a window of its frame.
+
+    window  (rows, columns) of tokens around the query; at a border the window is shifted, not cut
+    tile    (frames, rows, columns) of tokens that a block of the kernel has; it changes no result
+    """
+
+    window: tuple[Size, Size]
+    tile: tuple[Size, Size, Size]
+
+    def check(self, grid: tuple[int, int, int]) -> None:
+        """grid: (frames, rows, columns) of tokens of a clip. Raises ValueError for a window that is larger."""
+        if self.window[0] > grid[1] or self.window[1] > grid[2]:
+            raise ValueError(
+                f"attention.window={list(self.window)}: a frame has {grid[1]} x {grid[2]} tokens; set at most "
+                f"attention.window=[{grid[1]},{grid[2]}], or attention=dense"
+            )
+
+    def within(self, grid: tuple[int, int, int]) -> Window:
+        """The window in a clip of `grid` tokens, which may be smaller than it (`sampling.sizes`)."""
+        return replace(self, window=(min(self.window[0], grid[1]), min(self.window[1], grid[2])))
+
+
+@dataclass(frozen=True)
+class TopBlocks:
+    """Sparse self-attention: the queries of a block of tokens see their own and the key blocks that fit them best.
+
+    The fit is that of mean query and mean key: chosen for each clip, step, layer and head.
+
+    density  share of the key blocks that are seen, rounded up to whole blocks
+    tile     (frames, rows, columns) of tokens that make a block
+    """
+
+    density: Annotated[float, Range(0.001, 1)]
+    tile: tuple[Size, Size, Size]
+    by_anchor: ClassVar[bool] = False
+
+    def check(self, grid: tuple[int, int, int]) -> None:
+        """grid: (frames, rows, columns) of tokens of a clip. Raises ValueError for a tile that holds all of it."""
+        if math.prod(self.tile) >= math.prod(grid):
+            raise ValueError(
+                f"attention.tile={list(self.tile)}: one block would hold the {math.prod(grid)} tokens of a clip, which "
+                "leaves nothing to choose; set a smaller tile, or attention=dense"
+            )
+
+
+@dataclass(frozen=True)
+class AnchorBlocks(TopBlocks):
+    """As `TopBlocks`, but the fit is likeness in the anchor: chosen once per clip, for all steps, layers and heads."""
+
+    by_anchor: ClassVar[bool] = True
+
+
+Attention = Window | TopBlocks  # None: dense
 
 
 @dataclass(frozen=True)

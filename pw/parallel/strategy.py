@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
@@ -17,6 +18,17 @@ from torch.optim import Optimizer
 from pw.parallel.sharded import Shards, local_rows, read_rest, snapshot, write_checkpoint
 from pw.parallel.team import Place
 from pw.run.settings import Trainer
+
+
+def check_precision(precision: Precision) -> None:
+    """Raises RuntimeError if autocast would keep its casts of weights until a training step ends.
+
+    With FSDP2, those made without gradient for a target would serve the evaluation with gradient, too: the weights of
+    linear layers then have no gradient, and nothing says so.
+    """
+    with precision.forward_context():
+        if precision.precision == "bf16-mixed" and torch.is_autocast_cache_enabled():
+            raise RuntimeError("autocast caches its casts: weights would have no gradient (pw.parallel.strategy)")
 
 
 class DirectCheckpointIO(TorchCheckpointIO):

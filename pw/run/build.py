@@ -41,7 +41,7 @@ SETTINGS = {
     "start": settings.Recipe,
 }
 STRATEGIES = ("backbone", "codec", "schedule", "degradation", "solver", "guidance")
-OPTIONAL = ("text", "injector", "tracking")  # strategies whose choice may be `none`
+OPTIONAL = ("text", "injector", "attention", "tracking")  # strategies whose choice may be `none`, or `dense`
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 
 
@@ -89,6 +89,7 @@ class Run:
     schedule: Schedule
     objective: Objective
     injector: options.Injector | options.Add | None
+    attention: options.Attention | None
     degradation: Degradation
     solver: Solver
     guidance: Guidance

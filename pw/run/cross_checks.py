@@ -14,11 +14,15 @@ from pw.run.strategies import as_config_error
 if TYPE_CHECKING:
     from pw.run.build import Run
 
+DENSE_MASK = 4096  # tokens of a clip, above which a mask of all pairs is too large for a GPU
+
 
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
     positions = _check_sizes(run)
-    _check_trainer(run, math.prod(p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True)))
+    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
+    _check_trainer(run, frames * rows * columns)
+    _check_attention(run, (frames, rows, columns))
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
@@ -66,6 +70,11 @@ def _check_trainer(run: Run, tokens: int) -> None:
             "train.checkpoint_activations=true, too"
         )
     _check_tokens(run, tokens, f"trainer.context={run.trainer.context}: a clip")
+    if run.trainer.deterministic and run.trainer.attention in ("cudnn", "flash3", "sage"):
+        raise ConfigError(
+            f"trainer.deterministic=true: trainer.attention={run.trainer.attention} has no backward that is the same "
+            "bit for bit; set trainer.attention to sdpa, flash or flash4"
+        )
     processes = run.trainer.context
     if processes > 1 and run.trainer.attention == "flash3":
         raise ConfigError(
@@ -108,6 +117,31 @@ def check_trains(run: Run, remedy: str = "leave it out to train") -> None:
     """Raises ConfigError for settings that only generation and sampling have."""
     if words := run.trainer.inference_only:
         raise ConfigError(f"{words}: is for generation and sampling; {remedy}")
+
+
+def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
+    """Sparse attention fits a clip of `grid` tokens, its anchor and the kernel."""
+    attention = run.attention
+    if attention is None:
+        return
+    name, kernel = f"attention={run.config.choices['attention']}", run.trainer.attention
+    with as_config_error():
+        attention.check(grid)
+    if isinstance(attention, options.AnchorBlocks) and run.injector is None:
+        raise ConfigError(
+            f"{name}: stage={run.stage} with injector=none is given no anchor to choose blocks by; set attention=topk"
+        )
+    if kernel != "sdpa":
+        raise ConfigError(
+            f"trainer.attention={kernel}: has no sparse attention; with {name} set trainer.attention=sdpa, which on a "
+            "GPU is FlexAttention then"
+        )
+    block = math.prod(attention.tile)
+    if run.trainer.accelerator == "gpu" and block % options.FLEX_BLOCK and math.prod(grid) > DENSE_MASK:
+        raise ConfigError(
+            f"attention.tile={list(attention.tile)}: blocks of {block} tokens, FlexAttention needs a multiple of "
+            f"{options.FLEX_BLOCK}; set e.g. attention.tile=[8,4,4]"
+        )
 
 
 def _check_data(run: Run) -> None:

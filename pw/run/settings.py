@@ -28,6 +28,9 @@ class Scale:
     injector_blocks  indices of the blocks that get the anchor at their input (the authors: the second of 30)
     injector_hidden  channels between the convolutions of the injector, as a fraction of the width
     norm_groups      groups of the injector's GroupNorm
+    window           (rows, columns) of tokens that a query sees under `attention=window`
+    window_tile      (frames, rows, columns) of tokens in a block of its kernel
+    attention_tile   the same of `attention=topk` and `anchor`
     """
 
     name: str
@@ -42,6 +45,9 @@ class Scale:
     injector_blocks: tuple[int, ...]
     injector_hidden: float
     norm_groups: int
+    window: tuple[Count, Count]
+    window_tile: tuple[Count, Count, Count]
+    attention_tile: tuple[Count, Count, Count]
 
     def __post_init__(self) -> None:
         if self.anchor_height > self.height or self.anchor_width > self.width:
@@ -199,7 +205,9 @@ class Trainer:
     shards          processes that hold one copy of the weights together; null: all processes of a machine
     context         number of processes of a machine that share the tokens of a clip (context parallelism,
                     `pw.nn.backbone`), when its activations are too large for one device
-    attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses
+    attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses. `flash4`: FlashAttention-4 in
+                    the place of torch's own `flash`, from the package flash-attn-4
+    deterministic   the same training twice is the same bit for bit, also on a GPU, by kernels that are slower
     compile         torch.compile for each block
     offload         `group`: to generate and sample, blocks of the network wait in CPU memory and each is on the device
                     while it computes (`pw.nn.placement`)
@@ -213,7 +221,7 @@ class Trainer:
     accelerator: Literal["cpu", "gpu"]
     devices: Annotated[Count, Range(1, 1024)]
     threads: Annotated[Count, Range(1, 4096)]
-    attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
+    attention: Literal["sdpa", "cudnn", "flash", "flash3", "flash4", "sage"]
     compile: bool
     guidance_batch: bool
     weights: str | None
@@ -222,6 +230,7 @@ class Trainer:
     shards: Count | None = None
     context: Count = 1
     offload_activations: bool = False
+    deterministic: bool = False
     offload: Literal["none", "group"] = "none"
     storage: Literal["as_computed", "fp8"] = "as_computed"
 

@@ -25,8 +25,11 @@ NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "trackin
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 # Keys of `data` that the fingerprint of the clips or the scale covers.
 NOT_DATA = {"urls", "width"}
-# Keys of `scale` that schedule and injector contain, too.
-NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
+# Keys of `scale` that schedule, injector and attention contain, too.
+NOT_SCALE = {
+    *("shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"),
+    *("window", "window_tile", "attention_tile"),
+}
 # Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
 NEUTRAL = {"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise"}
 NEUTRAL |= {"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text", "later": "unguided"}
@@ -78,6 +81,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
     if run.train.updates == 0:  # the weights are those of the start
         values.pop("optimizer")
     values["scale"] = {k: v for k, v in values["scale"].items() if k not in NOT_SCALE}
+    if run.attention is None:  # the group came later
+        values.pop("attention")
     values.pop("text")  # `backbone` has the sizes of an embedding; training does not use the negative prompt
     values["data"] = {k: v for k, v in values["data"].items() if k not in NOT_DATA}
     values["clips"] = run.source.fingerprint()
@@ -99,6 +104,7 @@ def of_configuration(run: Run) -> str:
 def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
+    parts += (run.attention,)
     unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
     return _code(run, parts, unused, "pw.train.batches.batches", "pw.train.batches.clips")
 
@@ -114,6 +120,7 @@ def _planning(objective: Any) -> set[str]:
 def sampling_code(run: Run) -> str:
     """Hash of the code that computes clips from trained weights."""
     parts = (run.solver, run.guidance, run.schedule, run.anchor_degradation, run.backbone, run.codec, run.injector)
+    parts += (run.attention,)
     extra = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
     extra += ["pw.sample.evaluate.synthesise", "pw.sample.clip_folders.degraded_anchors"]
     extra += ["pw.sample.evaluate.to_full_size"]
@@ -134,6 +141,7 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
     choices = {"gate": gate, "codec": type(run.codec).__name__}
     exclude = {name for key, rivals in ALTERNATIVES.items() for value, name in rivals.items() if value != choices[key]}
     exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
+    exclude |= {"pw.nn.sparse_attention.SparseMask"} if run.attention is None else set()
     exclude |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *extra]
     return code_hash(tuple(roots), frozenset(exclude | PLACEMENT_CODE | unused))

@@ -18,6 +18,7 @@ from pw.io.paths import SUITE, explain_import_errors, user_folder
 
 # Group -> modules with its classes: a configuration cannot name a class of another module.
 MODULES: dict[str, tuple[str, ...]] = {
+    "attention": ("pw.nn.options",),
     "backbone": ("pw.nn.options",),
     "codec": ("pw.nn.options",),
     "data": ("pw.data", "pw.data.latents", "pw.data.procedural", "pw.data.shards"),

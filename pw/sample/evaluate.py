@@ -46,7 +46,7 @@ from pw.sample.clip_folders import (
     sample_folder,
     write_reference,
 )
-from pw.stages import stage_module
+from pw.stages import network_of, stage_module
 from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, weights_of, write_config
 
@@ -168,13 +168,10 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     path = weights_of(training_folder(run, outputs))
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     if run.text is not None:  # one network of 5e9 weights, not two
-        from pw.nn.networks import Network, load_network
+        from pw.nn.networks import load_network
 
-        trainer = run.trainer
-        placement = trainer.offload, trainer.storage
-        network = Network(run.backbone, run.injector, trainer.attention, trainer.compile, run.seed, *placement)
         module.eval().to(device)  # before it has the network, whose blocks may wait elsewhere
-        module.ema = load_network(network, str(path), None, device)
+        module.ema = load_network(network_of(run), str(path), None, device)
         return module
     module.configure_model()
     missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)

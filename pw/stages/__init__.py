@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pw.io.paths import import_without_gc
 
 if TYPE_CHECKING:
+    from pw.nn.networks import Network
     from pw.run.build import Run
 
 
@@ -28,3 +29,20 @@ def stage_module(run: Run, start: str | None = None, weights: Path | None = None
     from pw.stages.stage import AnchorModel, HiresSynth
 
     return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start, weights)
+
+
+def network_of(run: Run) -> Network:
+    """What `pw.nn.networks` needs to know of a run to load its network."""
+    from pw.nn.networks import Network
+
+    trainer = run.trainer
+    return Network(
+        run.backbone,
+        run.injector,
+        trainer.attention,
+        trainer.compile,
+        run.seed,
+        sparsity=run.attention,
+        offload=trainer.offload,
+        storage=trainer.storage,
+    )

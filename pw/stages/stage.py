@@ -136,7 +136,7 @@ class Stage(L.LightningModule, ABC):
             self.net = self._initial_network()
         else:
             with torch.device("meta"):
-                self.net = Backbone(self.run.backbone, self.run.injector)
+                self.net = Backbone(self.run.backbone, self.run.injector, attention=self.run.attention)
         self.net.set_trainable(self.run.train.trainable)
         if not self.run.objective.trains_strides:  # from stride 0 alone it would learn a constant, wrong elsewhere
             self.net.stride_embedding.requires_grad_(False)
@@ -167,7 +167,7 @@ class Stage(L.LightningModule, ABC):
         dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
         torch.manual_seed(self.run.seed)
         with torch.device("cpu"):  # not on the GPU, as Lightning would: all machines get the same start
-            net = Backbone(self.run.backbone, self.run.injector, dit)
+            net = Backbone(self.run.backbone, self.run.injector, dit, self.run.attention)
         if self.start is not None:
             load_start(net, self.start)
         return net

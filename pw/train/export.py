@@ -120,7 +120,7 @@ def export(
 
 def _export_config(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:
     """Content of `pixelwizard/config.json`: the network, its training, and the code that made it."""
-    groups = ("stage", "seed", "backbone", "injector", "codec", "schedule", "scale", "objective")
+    groups = ("stage", "seed", "backbone", "injector", "attention", "codec", "schedule", "scale", "objective")
     return {
         **{group: training.values.get(group) for group in groups},
         "overrides": written_overrides(training.folder),

@@ -167,7 +167,7 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
     import lightning.pytorch as L
 
     from pw.parallel.sharded import as_one_file, write_checkpoint
-    from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
+    from pw.parallel.strategy import PlaceEnvironment, check_precision, lightning_strategy
     from pw.tracking.curve_logger import CurveLogger
     from pw.tracking.curves import DIAGNOSTICS
     from pw.train.diagnostics import Diagnostics
@@ -184,6 +184,7 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
         precision="bf16-mixed" if run.train.precision == "bf16" else "32-true",
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,
+        deterministic=run.trainer.deterministic,
         gradient_clip_val=run.optimizer.clip,
         callbacks=[callback, *diagnostics],
         logger=tracking is not None and CurveLogger(folder / DIAGNOSTICS, update),
@@ -193,6 +194,7 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    check_precision(trainer.precision_plugin)
     if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each process has the whole network
         split_checkpoint, checkpoint = checkpoint, checkpoint.with_name(record.MERGED_CHECKPOINT)
         if team.place.is_first:

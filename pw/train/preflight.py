@@ -7,6 +7,7 @@ Only `check_kernel` computes something; each process calls it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pw.parallel.team import Share, check_launch, current_place
 from pw.run.build import Run
 from pw.run.cross_checks import check_trains
 from pw.run.strategies import as_config_error
+from pw.stages import network_of
 from pw.train.record import is_trained, training_folder
 
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
@@ -109,12 +111,17 @@ def check_device(run: Run) -> None:
 
 
 def check_kernel(run: Run) -> None:
-    """Compute a small example with the attention kernel. Raises ValueError when it does not work on this machine."""
+    """Compute a small example with the attention kernel. Raises ValueError when it is wrong or fails on this machine.
+
+    First, torch is told whether to use deterministic kernels, for the training that follows.
+    """
     from pw.nn import networks
 
-    network = networks.Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    if run.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA is used; Lightning would be too late
+    torch.use_deterministic_algorithms(run.trainer.deterministic)
     trains = run.train.precision if run.train.updates else None
-    networks.check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
+    networks.check_kernel(network_of(run), "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
 
 
 def _check_disk(run: Run, folder: Path) -> None:

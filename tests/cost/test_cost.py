@@ -39,6 +39,7 @@ from pw.cost.counts import (
     layer_parameters,
     parameters,
     saved_block_bytes,
+    stage_flops,
     stage_latent,
     stride_embedding_parameters,
     text_encoder_parameters,
@@ -248,6 +249,35 @@ class TestFlops:
         assert flops.linear / 1e12 == pytest.approx(linear, abs=0.5 if linear > 100 else 0.05)
         assert flops.self_attention / 1e12 == pytest.approx(attention, abs=0.5 if attention > 100 else 0.05)
 
+    @pytest.mark.parametrize("attention", ["window", "topk", "anchor"])
+    def test_of_sparse_attention_are_those_of_torchs_counter_but_for_what_a_block_sparse_kernel_leaves_out(
+        self, attention: str
+    ) -> None:
+        """The counter sees the mask of all pairs, which computes all of them: as dense attention, and the choice. How
+        many blocks are left is compared with FlexAttention's own lists in tests/nn/test_sparse_attention.py."""
+        runs, counted = [run("attention=dense"), run(f"attention={attention}")], []
+        for each in runs:
+            with torch.device("meta"), FlopCounterMode(display=False) as counter:
+                net = Backbone(each.backbone, each.injector, attention=each.attention)
+                net(**inputs(each.backbone, each.injector, (3, 6, 6), torch.float32))
+            counted.append(counter.get_total_flops())
+        dense, sparse = map(stage_flops, runs)
+        assert sparse.choice_of_blocks == counted[1] - counted[0]
+        # 9 blocks: mean queries and keys of width 96 in 3 layers; 48 channels of the anchor
+        assert sparse.choice_of_blocks == {"window": 0, "topk": 2 * 9**2 * 96 * 3, "anchor": 2 * 9**2 * 48}[attention]
+        share = {"window": 9 / 36, "topk": 3 / 9, "anchor": 3 / 9}[attention]
+        assert sparse.self_attention == pytest.approx(share * dense.self_attention)
+        assert dataclasses.replace(sparse, self_attention=0, choice_of_blocks=0) == dataclasses.replace(
+            dense, self_attention=0
+        )
+
+    def test_of_wans_training_view_at_4k_are_an_eighth_and_choosing_blocks_is_next_to_nothing(self) -> None:
+        dense, window, topk = (stage_flops(run("scale=4k", f"attention={a}")) for a in ("dense", "window", "topk"))
+        assert window.self_attention / dense.self_attention == pytest.approx(0.1295, abs=1e-3)
+        assert dense.total / window.total == pytest.approx(4.9, abs=0.1)
+        assert topk.choice_of_blocks < 1e-4 * topk.total
+        assert stage_flops(run("scale=4k", "stage=anchor", "attention=topk")).total < 4e13  # stage I is small as it is
+
     def test_of_the_vae_are_those_of_torchs_counter(self) -> None:
         codec = dataclasses.replace(run("scale=2k").codec, tile=0)
         with torch.device("meta"):
@@ -393,6 +423,17 @@ class TestMemory:
         assert both["working set"] == 2 * each["working set"]
         assert both["injector"] == 2 * each["injector"]
         assert both["weights"] == each["weights"]
+
+    def test_of_masks_is_lists_of_blocks_on_a_gpu_and_of_all_pairs_of_tokens_on_a_cpu(self) -> None:
+        def planned(*overrides: str) -> list[float]:
+            each = run(*overrides)
+            moments = [denoising(each, "bf16"), *training_moments(each)[-3:-1]]
+            return [next(p.bytes for p in moment.parts if p.name == "attention mask") for moment in moments]
+
+        assert planned("scale=4k") == [0, 0, 0]
+        assert planned("scale=4k", "attention=window") == [16 * 1948**2] * 3  # 61 MB
+        assert planned("scale=4k", "attention=topk") == [24 * 24 * 1948**2] * 3  # 2.2 GB: of each head
+        assert planned("attention=window") == [5 * 108**2, 8 * 5 * 108**2, 8 * 5 * 108**2]  # a batch of 8 to train
 
     def test_of_weights_has_a_few_in_fp32(self) -> None:
         bf16 = weight_bytes(wan(), None, "bf16")

@@ -25,8 +25,10 @@ from pw.io.arguments import parse, to_words
 from pw.io.manifest import write_mark
 from pw.io.progress import duration
 from pw.io.video import read_video
+from pw.nn import options
 from pw.nn.networks import Network, load_network
 from pw.run.build import build
+from pw.stages import network_of
 from pw.train.record import training_folder, write_config
 
 SIZE = (
@@ -318,6 +320,25 @@ class TestATrainingOfOurs:
         assert not by_folder.hires.feeds_strides()
         with pytest.raises(ValueError, match=r"not found.*injector\.gate"):
             call(*words, "injector=gated")
+
+    def test_brings_its_attention_unless_told_otherwise_and_stage_one_has_its_own(
+        self, call: Any, tmp_path: Path
+    ) -> None:
+        sparse = ("attention=topk", "attention.density=0.5", "attention.tile=[1,1,2]")
+        similar = call("prompt=a", *sparse).hires
+        (folder := tmp_path / "training").mkdir()
+        write_config(similar, folder)
+        save_file(load_network(network_of(similar), "random", None, "cpu").state_dict(), folder / "ema.safetensors")
+        request = call("prompt=a", f"hires={folder}")
+        assert request.hires.attention == options.TopBlocks(0.5, (1, 1, 2))
+        assert request.anchor.attention is None
+        dense = call("prompt=a", f"hires={folder}", "attention=dense")
+        assert (dense.hires.attention, dense.anchor.attention) == (None, None)
+        assert dense.prompts[0].name != request.prompts[0].name
+        [one], [other] = generate(request), generate(dense)
+        assert not np.array_equal(read_video(one), read_video(other))
+        both = call("prompt=a", f"hires={folder}", *(f"anchor.{word}" for word in sparse))
+        assert both.anchor.attention == both.hires.attention
 
     def test_keeps_each_stages_own_schedule(self, call: Any, tmp_path: Path) -> None:
         """The training of stage II does not change stage I."""

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from safetensors.torch import save_file
 from test_convert import authors_name
 from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import current_flash_attention_impl
 
 from pw.io.wan_weights import fingerprint, overrides_of
 from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.networks import Network, check_kernel, load_network, network_without_weights
+from pw.nn.networks import Network, check_kernel, kernel_error, load_network, network_without_weights
 from pw.run.build import build
 
 
@@ -150,13 +154,51 @@ def test_a_kernel_to_train_with_is_tried_with_its_gradient_and_in_the_trainings_
 
 
 def test_a_kernel_without_a_gradient_is_not_one_to_train_with(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(query: Any, *_: Any, **__: Any) -> Any:
-        return query.detach()
+    def silent(*args: Any, **kwargs: Any) -> Any:
+        return dispatch_attention_fn(*args, **kwargs).detach()
 
     monkeypatch.setattr("pw.nn.networks.dispatch_attention_fn", silent)
     check_kernel(replace(small, attention="flash"), "cpu")
     with pytest.raises(ValueError, match=r"trainer\.attention=flash: not available on this machine in fp32"):
         check_kernel(replace(small, attention="flash"), "cpu", "fp32")
+
+
+def test_a_kernel_is_held_against_attention_in_fp32(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of random numbers rounded to bf16, whose relative error is at most 2^-9 each."""
+    flash = replace(small, attention="flash")
+    assert kernel_error(flash, "cpu") < 1e-5
+    assert 2**-10 < kernel_error(flash, "cpu", "bf16") < 2**-8
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)  # as if it were installed
+    for noise, is_right in ((0.02, True), (0.2, False)):
+
+        def sage(q: Any, k: Any, v: Any, noise: float = noise, **_: Any) -> Any:
+            output = sdpa(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+            return output * (1 + noise * torch.randn_like(output))
+
+        monkeypatch.setattr(attention_dispatch, "sageattn", sage)
+        if is_right:
+            assert kernel_error(replace(small, attention="sage"), "cpu") == pytest.approx(noise, rel=0.1)
+        else:
+            message = r"attention=sage: wrong on this machine, its relative error is 0\.2 \(at most 0\.1, .*=sdpa"
+            with pytest.raises(ValueError, match=message):
+                check_kernel(replace(small, attention="sage"), "cpu")
+
+
+@pytest.mark.parametrize("name", ["window", "topk", "anchor"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sparse_attention_is_held_against_its_mask_in_fp32(small: Network, name: str, precision: Any) -> None:
+    network = replace(small, sparsity=build([f"attention={name}"]).attention)
+    assert kernel_error(network, "cpu", precision) < (1e-5 if precision == "fp32" else 0.01)
+
+
+def test_flash_attention_4_is_told_to_be_missing_and_leaves_torchs_own_flash(small: Network) -> None:
+    with pytest.raises(ValueError, match=r"attention=flash4: not available on this machine .*flash_attn.*sdpa"):
+        check_kernel(replace(small, attention="flash4"), "cpu")
+    with pytest.raises(ValueError, match=r"trainer\.attention=flash4: not available on this machine"):
+        load_network(replace(small, attention="flash4"), "random", None, "cpu")
+    assert current_flash_attention_impl() is None
+    assert kernel_error(replace(small, attention="flash"), "cpu") < 1e-5
 
 
 def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -> None:

@@ -12,19 +12,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from small_processes import train_together
 
 from pw.io.arguments import ConfigError
 from pw.parallel.sharded import Shards, check_checkpoint, read_rest, snapshot
-from pw.parallel.strategy import ShardedStrategy
+from pw.parallel.strategy import ShardedStrategy, check_precision
 from pw.parallel.team import Place
 from pw.run.build import build
 
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
+ATTENTION = ("dense", "window", "topk", "anchor")
 
 
 @pytest.fixture
@@ -108,12 +111,13 @@ def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
 class Example:
     """A small network of which nothing is silent, and what it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: str = "dense") -> None:
         from pw.nn.backbone import Backbone
 
-        run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]", "backbone.num_attention_heads=2"])
+        words = ("injector=gated", "injector.blocks=[0,2]", "backbone.num_attention_heads=2", f"attention={attention}")
+        run = build(["stage=hires", *words])
         torch.manual_seed(0)
-        self.net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
+        self.net, draw = Backbone(run.backbone, run.injector, None, run.attention), torch.Generator().manual_seed(1)
         for parameter in self.net.parameters():
             torch.nn.init.normal_(parameter, std=0.05, generator=draw)
         self.state, self.anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
@@ -141,11 +145,13 @@ def process_group(rank: int) -> Iterator[None]:
 class SharedTokens:
     """A forward and a backward: alone, then by all processes together."""
 
+    attention: str
+
     def carried_out(self, rank: int) -> str:
         """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
         from pw.nn.backbone import groups_of, share_tokens
 
-        example = Example()
+        example = Example(self.attention)
         tokens: list[int] = []
         example.net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
         velocity, gradient = example.evaluate()
@@ -192,8 +198,59 @@ def test_blocks_that_are_compiled_can_be_split() -> None:
 
 @pytest.mark.slow
 def test_each_process_computes_its_part_of_the_tokens() -> None:
-    for (report,) in train_together(2, SharedTokens()):
-        tokens, velocity, gradient = json.loads(report)
-        assert tokens == [108, 54]
-        assert velocity < 1e-5
-        assert gradient < 1e-5
+    for reports in train_together(2, *map(SharedTokens, ATTENTION)):
+        for report in reports:
+            tokens, velocity, gradient = json.loads(report)
+            assert tokens == [108, 54]
+            assert velocity < 1e-5
+            assert gradient < 1e-5
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """Of this process alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_network_that_is_split_attends_as_a_whole_one(attention: str, mesh: Any) -> None:
+    from pw.parallel.sharded import shard
+
+    expected, example = Example(attention).evaluate(), Example(attention)
+    example.net.checkpoint_activations()
+    shard(example.net, example.net.dit.blocks, mesh)
+    torch.testing.assert_close(example.evaluate(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_casts_that_autocast_keeps_from_a_target_take_the_gradients_of_a_split_network(
+    is_cached: bool, mesh: Any
+) -> None:
+    from pw.parallel.sharded import shard
+
+    example, when = Example(), torch.tensor([900.0, 300.0])
+    shard(example.net, example.net.dit.blocks, mesh)
+    inputs = (example.state, when, when / 8, example.text, example.anchor)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=is_cached):
+        with torch.no_grad():
+            example.net(*inputs, sigma_timestep=when)
+        velocity = example.net(*inputs, sigma_timestep=when)
+    velocity.square().mean().backward()
+    without = [name for name, p in example.net.named_parameters() if p.grad is None]
+    assert bool(without) == is_cached
+
+
+def test_a_training_whose_autocast_keeps_casts_is_refused() -> None:
+    class Caching(MixedPrecision):
+        def autocast_context_manager(self) -> torch.autocast:
+            return torch.autocast("cpu", torch.bfloat16)
+
+    check_precision(MixedPrecision("bf16-mixed", "cpu"))
+    check_precision(Precision())
+    with pytest.raises(RuntimeError, match="weights would have no gradient"):
+        check_precision(Caching("bf16-mixed", "cpu"))

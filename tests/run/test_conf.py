@@ -302,7 +302,12 @@ CHANGES_NOTHING = {
     "trainer.attention": "trainer.attention=flash",
     "trainer.compile": "trainer.compile=true",
     "trainer.guidance_batch": "trainer.guidance_batch=true",
+    "trainer.deterministic": "trainer.deterministic=true",
     "scale.anchor_shift": "scale.anchor_shift=5",  # stage I has it
+    # of sparse attention alone
+    "scale.window": "scale.window=[2,2]",
+    "scale.window_tile": "scale.window_tile=[3,2,1]",
+    "scale.attention_tile": "scale.attention_tile=[1,2,2]",
     "code": "code=as_trained",  # and nothing was trained
     # of a shipped start alone: tests/train/test_start.py
     "start.tuning": "start.tuning=10",
@@ -369,6 +374,17 @@ class TestASignature:
         lines = dict.fromkeys(CHANGES_WEIGHTS.values())
         signatures = {run_of_line(line).training_signature: line for line in lines}
         assert len(signatures) == len(lines)
+
+    def test_differs_between_any_two_patterns_of_attention_and_starts_from_the_same_start(self) -> None:
+        lines = ["attention=dense", "attention=window", "attention=topk", "attention=anchor"]
+        lines += ["attention=window scale.window=[2,2]", "attention=window attention.tile=[1,6,6]"]
+        lines += [f"attention={name} attention.density=0.5" for name in ("topk", "anchor")]
+        runs = [run_of_line(line) for line in lines]
+        assert runs[0].training_signature == default().training_signature
+        for signatures in ({run.training_signature for run in runs}, {run.configuration_signature for run in runs}):
+            assert len(signatures) == len(lines)
+        starts = [run.start_run for run in runs]
+        assert all(start and start.attention is None and start.card for start in starts)  # trained before the group
 
     def test_does_not_depend_on_the_order_of_the_overrides(self) -> None:
         overrides = ["weighting.p=0.25", "step_sampler=closed", "scale.frames=5"]
@@ -535,6 +551,21 @@ WRONG = [
         "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0",
         ["guidance.scale=5.0", "train.condition_dropout=0", "never trained"],
     ),
+    # sparse attention
+    ("attention=windw", ["attention=windw", "anchor, dense, topk, window", "did you mean window?"]),
+    ("attention.density=0.5", ["attention.density=0.5", "set attention=anchor or attention=topk"]),
+    ("attention=topk attention.window=[2,2]", ["attention.window=[2,2]", "set attention=window"]),
+    ("attention=window attention.window=[7,3]", ["attention.window=[7, 3]", "6 x 6 tokens", "attention.window=[6,6]"]),
+    ("attention=window attention.window=[0,3]", ["attention.window=0", "from 1 to"]),
+    ("attention=topk attention.density=0", ["attention.density=0", "from 0.001 to 1"]),
+    ("attention=anchor attention.density=1.1", ["attention.density=1.1", "from 0.001 to 1"]),
+    ("attention=topk attention.tile=[3,6,6]", ["attention.tile=[3, 6, 6]", "108 tokens", "attention=dense"]),
+    ("attention=anchor injector=none", ["attention=anchor", "stage=hires", "injector=none", "attention=topk"]),
+    ("attention=anchor stage=anchor", ["attention=anchor", "stage=anchor", "no anchor", "attention=topk"]),
+    ("attention=topk trainer.attention=flash", ["trainer.attention=flash", "attention=topk", "trainer.attention=sdpa"]),
+    ("scale=2k attention=topk attention.tile=[4,4,4]", ["attention.tile=[4, 4, 4]", "64 tokens", "multiple of 128"]),
+    ("scale=2k stage=anchor attention=window", ["attention.window=[22, 40]", "8 x 14 tokens"]),
+    ("trainer.deterministic=true trainer.attention=cudnn", ["trainer.deterministic=true", "cudnn", "sdpa, flash"]),
     # data
     ("data=latents data.urls=/not/there", ["data.urls=/not/there", "no latents.json", "make latents"]),
     ("data=shards data.urls=/not/there", ["data.urls=/not/there", "not there", "make data path=DIR"]),

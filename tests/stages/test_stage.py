@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
@@ -345,6 +346,29 @@ def test_both_networks_compute_attention_by_the_kernel_that_was_chosen(micro):
         assert [kernel.value for kernel in kernels] == ["_native_flash"]
 
 
+def test_a_deterministic_training_is_the_same_training(micro, tmp_path: Path):
+    """The same here; on a GPU torch then refuses operations that are not. The next one is free again."""
+    words = ("objective=shortcut", "train.updates=3", "attention=topk", "attention.tile=[2,2,1]")
+    free, fixed = micro(*words), micro(*words, "trainer.deterministic=true")
+    assert free.training_signature == fixed.training_signature
+    weights = []
+    for run, folder in ((fixed, "fixed"), (free, "free")):
+        weights.append(load_file(train(run, tmp_path / folder) / "online.safetensors"))
+        assert torch.are_deterministic_algorithms_enabled() == (run is fixed)
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+@pytest.mark.parametrize("attention", ["window", "topk", "anchor"])
+def test_sparse_attention_trains_both_networks_and_counts_what_it_leaves_out(micro, tmp_path: Path, attention: str):
+    words = ("scale.window=[2,2]", "scale.window_tile=[2,1,1]", "scale.attention_tile=[2,2,1]", "train.updates=2")
+    dense, sparse = (micro(*words, f"attention={name}", "objective=shortcut") for name in ("dense", attention))
+    module = module_of(sparse)
+    assert module.net.attention == module.ema.attention == sparse.attention
+    assert 0.5 < training_cost(sparse).flops / training_cost(dense).flops < 1
+    weights = [load_file(train(run, tmp_path) / "online.safetensors") for run in (dense, sparse)]
+    assert not all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
 @pytest.mark.parametrize("kernel", ["sage", "flash3"])
 def test_a_kernel_without_gradient_does_not_train(micro, tmp_path: Path, kernel: str):
     with pytest.raises(ConfigError, match=rf"trainer\.attention={kernel}: is for sampling, .* sdpa, cudnn or flash"):
@@ -359,7 +383,9 @@ def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
     untrained = micro(*words, "trainer.attention=sage")
     with pytest.raises(ValueError, match=r"trainer\.attention=sage: not available on this machine \("):
         train(untrained, tmp_path)
-    monkeypatch.setattr(attention_dispatch, "sageattn", lambda q, **_: q.detach())  # as if it were installed
+    sdpa = F.scaled_dot_product_attention
+    as_sage = lambda q, k, v, **_: sdpa(*(x.detach().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)  # noqa: E731
+    monkeypatch.setattr(attention_dispatch, "sageattn", as_sage)  # as if it were installed
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
     assert (train(untrained, tmp_path) / "ema.safetensors").exists()
 
