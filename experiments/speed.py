@@ -29,7 +29,7 @@ FEW_STEPS = '["stage=anchor","objective=shortcut","guidance=off","sampling.num_s
 ABLATION = Ablation(
     fixed=f"stage=hires {GUIDED} sampling.num_steps=4",
     varies=(
-        *("guidance", "target.guidance", "target.guidance_scale", "sampling.sizes", "train.sizes"),
+        *("guidance", "target.guidance", "target.guidance_scale", "sampling.sizes"),
         *("sampling.init", "sampling.num_steps", "sampling.timesteps", "attention", "anchors"),
     ),
     arms={

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
+from pw.cost.training_cost import training_cost
 from pw.io import host
 from pw.io.arguments import ConfigError
 from pw.io.paths import silence_libraries
