@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -64,6 +64,10 @@ class Gpu(TorchDispatchMode):
         self._compute(func, args, kwargs, result)
         return result
 
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Compute nothing more from the numbers of a tensor."""
+        self._values.pop(tensor, None)
+
     def reset_peak(self, *_: Any) -> None:
         self.peak = self.now
 
@@ -110,15 +114,35 @@ def _is_on_gpu(value: Any) -> bool:
     return isinstance(value, FakeTensor) or (isinstance(value, torch.device) and value.type == "cuda")
 
 
+class _Stream:
+    """A queue of copies, each of which is done when it is asked for."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 class _WithoutDriver(FakeTensorMode):
     avoid_device_init = True  # whatever `torch.cuda.is_available` answers
 
 
-class _Attention(TorchFunctionMode):
-    """Scaled dot product attention with the shapes of a fused kernel; torch would ask the driver which one to use."""
+class _Functions(TorchFunctionMode):
+    """Scaled dot product attention with the shapes of a fused kernel, as torch would ask the driver which one to use;
+    and `parameter.data = …` with a copy on the other device, which is another class of tensor."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], FakeTensor) != isinstance(args[1], FakeTensor):
+            other = torch.nn.Parameter(args[1], False)
+            for tensor in (args[0], other):  # what has a weak reference cannot be swapped
+                self.gpu.forget(tensor)
+            return torch.utils.swap_tensors(args[0], other)
         if func is F.scaled_dot_product_attention:
             query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
             if _is_on_gpu(query):
@@ -135,6 +159,9 @@ def _apply(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor]
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is None or (id(parameter) not in parameters and (new := move(parameter)) is parameter):
+                continue
+            if id(parameter) not in parameters and isinstance(parameter, FakeTensor) == isinstance(new, FakeTensor):
+                parameter.data = new  # a cast, after which it is the same tensor
                 continue
             if id(parameter) not in parameters:
                 parameters[id(parameter)] = parameter, torch.nn.Parameter(new.detach(), parameter.requires_grad)
@@ -160,10 +187,15 @@ def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> It
         "max_memory_allocated": lambda *_: gpu.peak,
         "mem_get_info": lambda *_: (gpu.memory - gpu.now, gpu.memory),
         "get_device_name": lambda *_: "a GPU without data",
+        "Stream": _Stream,
+        "current_stream": _Stream,
+        "stream": nullcontext,
     }
     for name, function in functions.items():
         patch.setattr(torch.cuda, name, function)
     patch.setattr(fake_tensor, "init_gpu_context", lambda *_: None)  # it needs a driver
     patch.setattr(torch.nn.Module, "_apply", _apply)
-    with _WithoutDriver(allow_non_fake_inputs=True), gpu, _Attention():
+    patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    patch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
+    with _WithoutDriver(allow_non_fake_inputs=True), gpu, _Functions(gpu):
         yield gpu

@@ -27,7 +27,7 @@ from pw.cost.generation_cost import denoising, generation_cost, stages_of
 from pw.data import LatentBatch
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, make_request
-from pw.io.arguments import parse
+from pw.io.arguments import ConfigError, parse
 from pw.io.video import VideoInfo
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import WanCodec
@@ -63,16 +63,24 @@ def test_bytes_are_counted_while_they_are_alive(gpu: Gpu) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", ["false", "true"])
-@pytest.mark.parametrize("scale", ["2k", "4k"])
-def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -> None:
-    """Two blocks at full size are enough: each of the thirty frees its memory."""
-    words = (f"scale={scale}", "trainer=gpu", "backbone.num_layers=2", "injector.blocks=[1]")
-    run = build([*words, f"trainer.guidance_batch={batch}"])
+@pytest.mark.parametrize(
+    ("scale", "word"),
+    [
+        *((scale, f"trainer.guidance_batch={batch}") for scale in ("2k", "4k") for batch in ("false", "true")),
+        *((scale, "trainer.storage=fp8") for scale in ("proxy", "2k")),
+        *((scale, "trainer.offload=group") for scale in ("proxy", "2k")),
+        ("2k", "trainer.offload=group trainer.storage=fp8"),
+    ],
+)
+def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, word: str) -> None:
+    """Two blocks at full size are enough, and four of which two are there: each of the thirty frees its memory."""
+    layers = 4 if "offload" in word else 2
+    words = (f"scale={scale}", "trainer=gpu", f"backbone.num_layers={layers}", "injector.blocks=[1]")
+    run = build([*words, *word.split()])
     result = measure_ours(run)
     planned = denoising(run, "bf16").bytes
     assert result["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
-    assert result["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
+    assert result["tokens"] == {"proxy": 4_732, "2k": 111_600, "4k": 249_240}[scale]
 
 
 def test_at_4k_it_is_planned_below_45_gb() -> None:
@@ -107,8 +115,13 @@ SIZE = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [(), ("scale.anchor_upsample=pixel", "codec.tile=64", "codec.overlap=16"), ("trainer.guidance_batch=true",)],
-    ids=["latent", "pixel", "batch"],
+    [
+        (),
+        ("scale.anchor_upsample=pixel", "codec.tile=64", "codec.overlap=16"),
+        ("trainer.guidance_batch=true",),
+        ("trainer.storage=fp8",),
+    ],
+    ids=["latent", "pixel", "batch", "fp8"],
 )
 def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
     keys = {word.partition("=")[0] for word in words}
@@ -119,6 +132,18 @@ def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path:
     assert note["device"] == "a GPU without data"
     assert set(note["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
     assert gpu.now == 0
+
+
+def test_blocks_that_are_too_large_for_cpu_memory_are_told(
+    gpu: Gpu, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of the small pipeline: 8 squares of 32 x 32 and two of 32 x 48 in bf16, in powers of two 24 kB; three."""
+    monkeypatch.setattr("pw.generate.stage_runs.free_memory", lambda: 50_000)
+    words = [*SIZE, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}", "trainer.offload=group"]
+    message = r"trainer\.offload=group: 73\.7 kB of CPU memory are needed, 50\.0 kB are free; set trainer\.storage=fp8"
+    with pytest.raises(ConfigError, match=message):
+        make_request(parse(GenerateOptions, words))
+    make_request(parse(GenerateOptions, [*words, "trainer.storage=fp8"]))
 
 
 @pytest.mark.slow

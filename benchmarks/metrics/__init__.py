@@ -90,7 +90,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "dover": tuple(name for name, row in METRICS.items() if row.family == "dover"),
     "vbench6": tuple(name for name in VBENCH_QUALITY if name != "temporal_flickering"),
     "vbench16": (*VBENCH_QUALITY, *VBENCH_SEMANTIC),
-    "clips": tuple(name for name, row in METRICS.items() if row.family == "reference"),
+    "clips": tuple(n for n, row in METRICS.items() if row.family == "reference" and n != "class_share"),  # no classes
 }
 """Group name -> the metrics it stands for."""
 

@@ -58,7 +58,7 @@ LINES: Sequence[tuple[str, Any]] = (
 )
 """Colour and dashes of the lines of a curve, in order; they repeat from the eighth line on."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,
@@ -88,7 +88,7 @@ def figure_of(result: render.Result) -> Figure:
     others = [name for name in render.metrics(result) if name != primary]
     rows = -(-len(others) // COLUMNS)
     heights = [layout.height(large=True), *[layout.height(large=False)] * rows]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.3), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(textwrap.fill(render.title(result), 78), x=0.01, ha="left", fontsize=17, fontweight="bold")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from benchmarks.report import render
+from benchmarks.report.costs import costs
 from benchmarks.report.grid import PAPER, Grid
 from benchmarks.report.page_media import ClipRow, Media, make_media
 from pw.io.console import one_line
@@ -93,11 +94,11 @@ def page_html(evidence: Evidence, beside: Path = Path(MEDIA), media: Media | Non
 def evidence_of(result: render.Result) -> Evidence:
     """The page of a result of `benchmarks.report.write`, without its clips and runs."""
     columns = result.get("shown_columns") or ()
-    scores, costs, paper = render.scores(result, marks=True), render.costs(result), render.paper(result)
+    scores, cost, paper = render.scores(result, marks=True), costs(result), render.paper(result)
     tables = {
-        "Scores": scores.join(costs).join(paper).choose(columns) if columns else scores.join(paper),
+        "Scores": scores.join(cost).join(paper).choose(columns) if columns else scores.join(paper),
         f"Differences to {render.compared_with(result)}": render.differences(result).choose(columns),
-        "Cost": Grid((), ()) if columns else costs,
+        "Cost": Grid((), ()) if columns else cost,
     }
     return Evidence(
         render.title(result),

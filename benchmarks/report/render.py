@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS, load
-from benchmarks.report.grid import PAPER, SUPERSCRIPTS, Cell, Column, Digits, Grid
+from benchmarks.report.costs import COST_KEYS, speed_ups
+from benchmarks.report.grid import PAPER, Cell, Column, Digits, Grid
 from benchmarks.stats.comparison import LEVEL
 from pw.io.arguments import ConfigError, did_you_mean
 
@@ -172,13 +172,14 @@ def differences(result: Result) -> Grid:
         for arm, row in cells.items():
             row.append(_difference(comparisons.get(arm), digits, tested=name == primary or arm not in untested))
     grid = Grid(tuple(columns), tuple((_row_label(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+    grid = grid.join(speed_ups(result, [(_row_label(result, a), a["name"], _reference(result, a)) for a in arms]))
     return grid.join(_vote_differences(result)) if _has_votes(result) else grid
 
 
 def check_columns(names: Sequence[str], metrics: Sequence[str], paper_table: str | None) -> None:
     """Raise ConfigError naming the nearest column if the table of an ablation has no such column."""
     printed = [column.name for column in load(paper_table).columns] if paper_table else []
-    known = [*metrics, "seeds", "votes", "probe", *(key for key, _, _ in COSTS), *printed]
+    known = [*metrics, "seeds", "votes", "probe", *COST_KEYS, *printed]
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -205,17 +206,6 @@ def legend(result: Result) -> str:
 def verdicts(result: Result) -> list[tuple[str, str, str]]:
     """(answer, clause, evidence) of each clause of the claim."""
     return [(row["answer"], row["clause"], row["evidence"]) for row in result.get("verdict") or ()]
-
-
-def costs(result: Result) -> Grid:
-    """Updates, FLOPs, CPU-seconds and peak memory of every arm, without empty columns."""
-    costs_of = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
-    columns = [cost for cost in COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
-    rows = tuple(
-        (arm, tuple(Cell() if (x := row.get(key)) is None else Cell(text(x), value=x) for key, _, text in columns))
-        for arm, row in costs_of.items()
-    )
-    return Grid(tuple(Column("cost", header, key) for key, header, _ in columns), rows)
 
 
 def paper(result: Result) -> Grid:
@@ -373,10 +363,16 @@ def p_text(p: float | None) -> str:
 
 def _row_label(result: Result, arm: Mapping[str, Any]) -> str:
     """Name of an arm, with its reference arm if the heading does not name it."""
+    names, reference = [other["name"] for other in result["arms"]], _reference(result, arm)
+    is_named = reference == names[names.index(arm["name"]) - 1] or result.get("versus") == "first"
+    return arm["name"] if is_named else f"{arm['name']} − {reference}"
+
+
+def _reference(result: Result, arm: Mapping[str, Any]) -> str:
+    """Name of the arm that an arm is compared with."""
     names = [other["name"] for other in result["arms"]]
-    previous = names[names.index(arm["name"]) - 1]
-    reference = next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), previous)
-    return arm["name"] if reference == previous or result.get("versus") == "first" else f"{arm['name']} − {reference}"
+    above = names[names.index(arm["name"]) - 1]
+    return next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), above)
 
 
 def _paper_cell(column: str, value: float | None) -> Cell:
@@ -384,24 +380,6 @@ def _paper_cell(column: str, value: float | None) -> Cell:
         return Cell()
     is_cost = column in COLUMNS and COLUMNS[column].kind == "cost"
     return Cell(f"{value:g}" if is_cost else f"{value:.2f}", value=value)
-
-
-def _flops(value: float) -> str:
-    exponent = math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value / 10**exponent:.1f}×10{str(exponent).translate(SUPERSCRIPTS)}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", " ")  # a thin space
-
-
-COSTS = (
-    ("updates", "updates", _count),
-    ("train_flops", "train FLOP", _flops),
-    ("train_cpu_s", "train CPU [s]", _count),
-    ("sample_cpu_s", "sample CPU [s]", _count),
-    ("peak_memory_mb", "peak [MB]", _count),
-)
 
 
 def _point_text(point: Any) -> str:

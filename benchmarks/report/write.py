@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
+from benchmarks.report.costs import costs
 from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, md, tex
-from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
+from benchmarks.report.render import SIGNS, Result, compared_with, differences, footer, paper, scores, verdicts
 from pw.io.console import one_line
 from pw.io.files import csv_text, digest, replacing, write_atomically
 
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 FILES = ("table.json", "table.csv", "table.md", "table.tex", "plot.png")
+FRONTIER = "frontier.png"
+"""A further file of a result whose arms have a plan at 2K and 4K (`benchmarks.report.frontier`)."""
 
 MAX_PLOT_WIDTH = 100
 """Maximum width of the dot plot in columns; wider rows are hard to follow."""
@@ -67,13 +70,15 @@ def write(result: Result, folder: Path, names: Sequence[str] = FILES) -> list[Pa
     Returns: the files written.
     Raises: ValueError for a metric that is not in the registry.
     """
-    from benchmarks.report.figures import plot
+    from benchmarks.report import figures as result_figures
+    from benchmarks.report import frontier
 
+    figures = {"plot.png": result_figures.plot, FRONTIER: frontier.plot}
     formats = {"table.json": to_json, "table.csv": to_csv, "table.md": markdown, "table.tex": latex}
     for name in names:
-        if name == "plot.png":
+        if name in figures:
             with replacing(folder / name) as partial:
-                plot(result, partial)
+                figures[name](result, partial)
         else:
             write_atomically(folder / name, formats[name](result))
     return [folder / name for name in names]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from pw.cost.counts import stage_flops, stage_latent, stage_tokens, tokens
+from pw.cost.counts import evaluations, sampling_flops, stage_latent, stage_tokens, tokens
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.lazy import torch
@@ -161,7 +161,7 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
     from pw.nn.unipc import synchronize
-    from pw.stages.velocity import Condition, evaluations, integrate
+    from pw.stages.velocity import Condition, integrate, noise_of_phases
 
     device = _free_device(run)
     net = load_network(network_of(run), "random", None, str(device))
@@ -179,6 +179,8 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
         "attention": run.trainer.attention,
         "compile": run.trainer.compile,
         "guidance_batch": run.trainer.guidance_batch,
+        "offload": run.trainer.offload,
+        "storage": run.trainer.storage,
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
         "evaluation_seconds": timings,
     }
@@ -196,21 +198,21 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
 
     # warm up with one evaluation of the measured size: this selects kernels and compiles blocks
     guidance = run.guidance if run.trainer.guidance_batch else replace(run.guidance, scale=1.0)
-    one_step = replace(run.sampling, num_steps=1, timesteps=None)
+    one_step = replace(run.sampling, num_steps=1, timesteps=None, sizes=None, init="noise")
     start = time.perf_counter()
     integrate(replace(run, guidance=guidance, sampling=one_step), net, noise, condition, null)
     result["warm_up_seconds"] = round(log_seconds("warmed up"), 4)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    integrate(run, net, noise, condition, null, on_evaluation)
+    noises = [part[None].to(device) for part in noise_of_phases(run, noise[0], 0)]
+    integrate(run, net, noises, condition, null, on_evaluation)
     seconds = log_seconds("done")
-    flops = stage_flops(run).total
     return {
         **result,
         "seconds": round(seconds, 4),
         "peak_gb": _peak_gb(device),
-        "tflop_per_second": round(flops * evaluations(run) / seconds / 1e12, 3),
+        "tflop_per_second": round(sampling_flops(run).total / seconds / 1e12, 3),
     }
 
 

@@ -19,7 +19,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +131,7 @@ class Ablation:
     versus   `above`: each arm is compared with the arm above; `first`: each with the first arm
     primary  the metric that is tested first and alone; it decides the order of arms and the claim
     claims   the clauses of the claim; by default each arm is better than the arm it is compared with
+    planned  arm -> overrides with which the plan prices it at 2K and 4K, in place of the tiny scale's
     native   whether stage I's clips are scored at the anchor's size, against real clips degraded to that size
     curve    (key, default): the x axis of the curve, if it is neither the only varied key nor that of `across`;
              `default` is a number or another key, used where `key` is null or missing
@@ -148,6 +149,7 @@ class Ablation:
     curve: tuple[str, float | str] | None = None
     claims: Sequence[Clause] = ()
     ceiling: str | None = None
+    planned: Mapping[str, str] = field(default_factory=dict)
     native: bool = False
     metrics: Sequence[str] = (*DETAIL, *SOLUTION, "anchor_fidelity")
 

@@ -14,6 +14,7 @@ The source of a number (`Part.source`):
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -64,26 +65,33 @@ def stage_size(run: Run) -> tuple[int, int]:
     return run.scale.anchor_size if run.stage == "anchor" else run.scale.size
 
 
-def stage_latent(run: Run) -> tuple[int, int, int, int]:
-    """(C, F, h, w) of the latent that the run's stage generates: of the anchor, or of the clip at full size."""
-    codec, (height, width) = run.codec, stage_size(run)
-    return codec.channels, codec.latent_frames(run.scale.frames), height // codec.factor, width // codec.factor
+def stage_latent(run: Run, size: float = 1.0) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of the latent that the run's stage generates: of the anchor, or of the clip, at a share of its full
+    size."""
+    return run.codec.channels, run.codec.latent_frames(run.scale.frames), *run.latent_size(size)
 
 
-def stage_grid(run: Run) -> tuple[int, int, int]:
+def stage_grid(run: Run, size: float = 1.0) -> tuple[int, int, int]:
     """(frames, rows, columns) of tokens of that latent."""
-    frames, rows, columns = (n // p for n, p in zip(stage_latent(run)[1:], run.backbone.patch_size, strict=True))
+    latent = stage_latent(run, size)[1:]
+    frames, rows, columns = (n // p for n, p in zip(latent, run.backbone.patch_size, strict=True))
     return frames, rows, columns
 
 
-def stage_tokens(run: Run) -> int:
-    return math.prod(stage_grid(run))
+def stage_tokens(run: Run, size: float = 1.0) -> int:
+    return math.prod(stage_grid(run, size))
 
 
 def block_parameters(backbone: options.Wan) -> int:
     """Parameters of one transformer block: two attentions of 4 (D^2 + D) + 2 D, norm2, FFN, modulation table."""
     d, f = backbone.width, backbone.ffn_dim
     return 2 * (4 * (d * d + d) + 2 * d) + 2 * d + (2 * d * f + f + d) + 6 * d
+
+
+def layer_parameters(backbone: options.Wan) -> int:
+    """Parameters of the linear layers of one block, those that `trainer.storage=fp8` keeps in a byte each."""
+    d, f = backbone.width, backbone.ffn_dim
+    return 8 * (d * d + d) + (2 * d * f + f + d)
 
 
 def transformer_parameters(backbone: options.Wan) -> int:
@@ -156,6 +164,9 @@ class Flops:
     def total(self) -> float:
         return sum(vars(self).values())
 
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
     def __mul__(self, count: float) -> Flops:
         return Flops(**{name: value * count for name, value in vars(self).items()})
 
@@ -193,20 +204,30 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
     )
 
 
-def stage_flops(run: Run) -> Flops:
-    """FLOPs of one evaluation of the run's network on one clip, with its share of the self-attention.
+def stage_flops(run: Run, size: float = 1.0) -> Flops:
+    """FLOPs of one evaluation on one clip at a share of its full size, with its share of the self-attention.
 
     Choosing n blocks by their means costs 2 n^2 D N, by the anchor 2 n^2 C; the means themselves are not counted.
     """
-    flops = forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
+    flops = forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
     if run.attention is None:
         return flops
-    grid, choice = stage_grid(run), 0
+    grid, choice = stage_grid(run, size), 0
     if isinstance(run.attention, options.TopBlocks):
         width = run.backbone.in_channels if run.attention.by_anchor else run.backbone.width * run.backbone.num_layers
         choice = 2 * block_count(grid, run.attention.tile) ** 2 * width
     share = density(run.attention, grid)
     return replace(flops, self_attention=share * flops.self_attention, choice_of_blocks=choice)
+
+
+def sampling_flops(run: Run) -> Flops:
+    """FLOPs of the evaluations for one clip, each step at its size (`sampling.sizes`)."""
+    steps, guided = run.sampling.num_steps, run.guidance.guided_steps(run.sampling.num_steps)
+    sizes = run.sampling.sizes or (1.0,) * steps
+    counts = Counter({size: 0 for size in sizes})
+    for step, size in enumerate(sizes):
+        counts[size] += 2 if step < guided else 1
+    return sum((stage_flops(run, size) * count for size, count in counts.items()), start=Flops())
 
 
 def mask_bytes(run: Run, context: int = 1) -> float:
@@ -244,10 +265,7 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
 
 def evaluations(run: Run) -> int:
     """Evaluations of the network to generate one clip: one per step, two per step with guidance."""
-    steps, guidance = run.sampling.num_steps, run.guidance
-    if guidance.scale == 1:
-        return steps
-    return steps + (steps if guidance.first_steps is None else min(steps, guidance.first_steps))
+    return run.sampling.num_steps + run.guidance.guided_steps(run.sampling.num_steps)
 
 
 @dataclass(frozen=True)
@@ -266,6 +284,7 @@ class Moment:
     flops        of the phase, for one video; 0 for a moment of training
     evaluations  of the network, in each branch of guidance
     devices      that share the phase's flops; fractional if the work cannot be divided equally
+    copying      seconds of copies to the device, while it computes; casting: seconds of casts, when it does not
     """
 
     name: str
@@ -273,6 +292,8 @@ class Moment:
     flops: Flops = field(default_factory=Flops)
     evaluations: int = 0
     devices: float = 1
+    copying: float = 0
+    casting: float = 0
 
     @property
     def bytes(self) -> float:
@@ -286,18 +307,29 @@ class Moment:
 
     def seconds(self, tflops: float) -> float:
         """Wall time of the phase, on devices of `tflops` TFLOP/s."""
-        return self.flops.total / self.devices / (tflops * 1e12)
+        return max(self.flops.total / self.devices / (tflops * 1e12), self.copying) + self.casting
 
     def fits(self, memory: float) -> bool:
         return self.needs <= memory
 
 
-def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
+def weight_bytes(
+    backbone: options.Wan, injector: Injector, precision: Precision, storage: str = "as_computed"
+) -> float:
     """Bytes of the weights for inference; time embedding, norms, stride embedding and gate are fp32."""
     fp32_count = fp32_parameters(backbone) + stride_embedding_parameters(backbone)
     if isinstance(injector, options.Injector):
         fp32_count += gate_parameters(injector, backbone)
-    return BYTES[precision] * (parameters(backbone, injector) - fp32_count) + 4 * fp32_count
+    b = BYTES[precision]
+    stored = backbone.num_layers * layer_parameters(backbone) if storage == "fp8" else 0
+    return b * (parameters(backbone, injector) - fp32_count) + 4 * fp32_count - (b - 1) * stored
+
+
+def block_bytes(backbone: options.Wan, precision: Precision, storage: str) -> int:
+    """Bytes of the weights of one block; its modulation table and norm2 are fp32."""
+    fp32_count, b = 6 * backbone.width + 2 * backbone.width, BYTES[precision]
+    stored = layer_parameters(backbone) if storage == "fp8" else 0
+    return b * (block_parameters(backbone) - fp32_count) + 4 * fp32_count - (b - 1) * stored
 
 
 def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) -> float:

@@ -15,6 +15,9 @@ from pw.run.compose import override_key
 Stages = tuple[Run | None, Run | None]
 SHARED_GROUPS = {"scale", "codec", "backbone", "text", "data", "trainer"}  # stage I copies them from stage II
 
+# Bytes a second. Assumed: page-locked memory over PCIe 4.0 x16 (31.5 GB/s by its standard), and the memory of a card of
+# 24 GB (RTX 4090: 1008 GB/s by its data sheet).
+HOST_RATE, DEVICE_RATE = 20e9, 1e12
 CONVERSION_PIXELS = 1 << 25  # converted to floats at a time  (pw.data.degradation)
 
 
@@ -84,11 +87,27 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
     networks = [4 * counts.parameters(run.backbone, run.injector) for run in runs]
     if final_run.text is not None:
         networks.append(2 * counts.text_encoder_parameters())
+    waiting = max(waiting_bytes(run, precision) for run in runs)
     host = (
         Part("largest network as it loads", max(networks), "assumed"),
+        *([Part("offloaded blocks", waiting, "counted")] if waiting else []),
         Part("8-bit frames", 3 * final_run.scale.frames * height * width, "counted"),
     )
     return GenerationCost(precision, tuple(phases), host)
+
+
+def offloads(run: Run) -> bool:
+    """Whether blocks are copied to the device for their evaluation; on a CPU they are there anyway."""
+    return run.trainer.offload == "group" and run.trainer.accelerator == "gpu"
+
+
+def waiting_bytes(run: Run, precision: Precision = "bf16") -> int:
+    """Bytes of CPU memory for the blocks with `trainer.offload=group`; torch locks pages in powers of two."""
+    if not offloads(run):
+        return 0
+    d, b = run.backbone.width, 1 if run.trainer.storage == "fp8" else BYTES[precision]
+    square, wide = (2 ** math.ceil(math.log2(b * size)) for size in (d * d, d * run.backbone.ffn_dim))
+    return run.backbone.num_layers * (8 * square + 2 * wide)
 
 
 def text_encoding(run: Run) -> Moment:
@@ -105,25 +124,46 @@ def text_encoding(run: Run) -> Moment:
 
 
 def denoising(run: Run, precision: Precision) -> Moment:
-    """Sampling one clip with a stage's network, on each device that holds part of its weights or tokens."""
+    """Sampling one clip with a stage's network, on each device that holds part of its weights or tokens.
+
+    A layer that is cast (`trainer.storage=fp8`) needs no more: with over D tokens the FFN peaks between its layers.
+    """
     backbone, length, count = run.backbone, counts.stage_tokens(run), counts.evaluations(run)
     batch = 2 if run.guidance.scale != 1 and run.trainer.guidance_batch else 1  # both branches of guidance at once
     split, context = run.trainer.split, run.trainer.context
     text = 2 * backbone.text_tokens * backbone.text_dim * 4
     # fp32: state, two velocities, their sum; and a copy of the state in the network's precision
     state = math.prod(counts.stage_latent(run)) * (4 * 4 + BYTES[precision] * batch)
+    weights = counts.weight_bytes(backbone, run.injector, precision, run.trainer.storage) / split
     blocks = 2 * BYTES[precision] * counts.block_parameters(backbone) if split > 1 else 0  # this block and the next
+    if offloads(run):
+        block = counts.block_bytes(backbone, precision, run.trainer.storage)
+        weights, blocks = weights - backbone.num_layers * block, 2 * block
     injector = counts.injector_bytes(run.injector, backbone, length, precision, context)
     parts = (
-        Part("weights", counts.weight_bytes(backbone, run.injector, precision) / split, "counted"),
-        Part("gathered", blocks, "assumed"),
+        Part("weights", weights, "counted"),
+        Part("gathered", blocks, "fake tensors" if offloads(run) else "assumed"),
         Part("working set", batch * counts.inference_bytes(backbone, length // context, precision), "fake tensors"),
         Part("all tokens", batch * counts.unshared_bytes(backbone, length, precision, context), "fake tensors"),
         Part("injector", batch * injector, "fake tensors"),
         Part("attention mask", batch * counts.mask_bytes(run, context), "assumed"),
         Part("latents, text", state + text, "assumed"),
     )
-    return Moment(counts.stage_name(run), parts, counts.stage_flops(run) * count, count, context)
+    flops, calls = counts.sampling_flops(run), run.sampling.num_steps if batch == 2 else count
+    return Moment(counts.stage_name(run), parts, flops, count, context, *_moving(run, precision, calls))
+
+
+def _moving(run: Run, precision: Precision, calls: int) -> tuple[float, float]:
+    """Seconds in which `calls` of a network copy blocks to the device, while it computes, and in which they cast.
+
+    A layer in fp8 is read and written twice: to be computed, and to be stored again.
+    """
+    backbone, storage, copying, casting = run.backbone, run.trainer.storage, 0.0, 0.0
+    if offloads(run):
+        copying = backbone.num_layers * counts.block_bytes(backbone, precision, storage) / HOST_RATE
+    if storage == "fp8":
+        casting = 2 * (1 + BYTES[precision]) * backbone.num_layers * counts.layer_parameters(backbone) / DEVICE_RATE
+    return calls * copying, calls * casting
 
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:

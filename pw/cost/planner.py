@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost import counts
 from pw.cost.counts import MARGIN, Moment, Precision
-from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
+from pw.cost.generation_cost import (
+    HOST_RATE,
+    GenerationCost,
+    Stages,
+    generation_cost,
+    offloads,
+    sampling_memory,
+    stages_of,
+)
 from pw.cost.rates import Gpus, parse_gpus, tflops_of
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import Verdict, judge_generation, judge_training
@@ -26,6 +34,7 @@ from pw.io.console import console
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
 from pw.run.build import Run, build
+from pw.run.cross_checks import check_trains
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +91,8 @@ class CostPlan:
 def make_plan(options: PlanOptions) -> CostPlan:
     """The plan of a run. Raises ConfigError with the key."""
     run, gpus = build(options.overrides), options.gpus
+    if options.what != "generation":
+        check_trains(run, "set for=generation")
     stages, count = stages_of(run), run.trainer.processes if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
@@ -169,6 +180,8 @@ def _show_generation(plan: CostPlan, console: Console) -> None:
     total = duration(plan.generation.seconds(plan.tflops))
     host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
     console.print(f"{total} a video in all, {plan.generation.precision} weights. CPU memory: {host}.")
+    if offloads(plan.run):
+        console.print(f"Blocks come from CPU memory at {HOST_RATE / 1e9:g} GB/s (assumed), each while one computes.")
     gpus, context = plan.options.gpus, plan.run.trainer.context
     if gpus is not None and gpus.count > 1:
         if context == gpus.count:

@@ -109,13 +109,15 @@ def update_flops(run: Run) -> tuple[float, float]:
     """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
 
     With F FLOPs of a forward: flow 3 F, or 4 F with checkpointing, which recomputes the forward; a consistency update
-    adds 2 F for the two half steps of its target. A frozen transformer has no weight gradients: minus one `linear`.
+    adds 2 F for the two half steps of its target, 4 F if it is guided. A frozen transformer has no weight gradients:
+    minus one `linear`. With `train.sizes`, F is the mean over the sizes.
     """
-    forward = counts.stage_flops(run)
+    sizes = run.train.sizes or (1.0,)
+    forward = sum((counts.stage_flops(run, size) for size in sizes), start=counts.Flops()) * (1 / len(sizes))
     flow = forward.total * (4 if run.train.checkpoint_activations else 3)
     if run.train.trainable == "adapters":
         flow -= forward.linear
-    return flow, flow + 2 * forward.total
+    return flow, flow + run.target_evaluations * forward.total
 
 
 def encode_flops(run: Run) -> float:

@@ -49,9 +49,12 @@ def judge_generation(stages: Stages, memory: float, card: str, precision: Precis
         remedy = ("dtype=bf16",)
     else:
         remedy = nearest_setting(stages, generation_changes, fits)
-    offers = [offer for offer in (remedy, split_over_devices(stages, count, fits)) if offer]
-    # first the offer that does not change the video
-    offers.sort(key=lambda offer: any(override_key(o) in ("scale", "scale.frames") for o in offer))
+    rounded = ("trainer.storage=fp8",)
+    fp8 = rounded if can_wait(last_stage(stages)) and _fits_with({"trainer.storage": "fp8"}, stages, fits) else ()
+    offers = [offer for offer in (remedy, split_over_devices(stages, count, fits), fp8) if offer]
+    # first offers that do not change the video, then the one that rounds its weights
+    size = {"scale", "scale.frames"}
+    offers.sort(key=lambda offer: (bool(size & {override_key(o) for o in offer}), offer == rounded))
     offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{math.ceil(worst.needs / 1e9)}GB"
     line = f"generation does not fit {card}: {_needs(worst)}; the nearest setting that does: {offer}"
     return Verdict("generation", False, line, offers[0] if offers else ())
@@ -168,7 +171,14 @@ def generation_changes(run: Run) -> list[dict[str, Any]]:
         for tile in (512, 256):
             if not codec.tile or codec.tile > tile:
                 changes.append({"codec.tile": tile, "codec.overlap": tile // 4})
+    if can_wait(run) and run.trainer.offload == "none":
+        changes.append({"trainer.offload": "group"})
     return changes
+
+
+def can_wait(run: Run) -> bool:
+    """Whether a run can have other values of `trainer.offload` and `trainer.storage`."""
+    return run.text is not None and run.trainer.strategy == "single" and run.trainer.accelerator == "gpu"
 
 
 def training_changes(run: Run) -> list[dict[str, Any]]:
@@ -220,11 +230,7 @@ def _fitting_values(stages: Stages, changes: Changes, fits: Callable[[Stages], b
     """The overrides that make the stages fit, with fewer frames if `changes` are not enough; None if nothing fits."""
 
     def fit(values: dict[str, Any]) -> bool:
-        try:
-            hires, anchor = (run and _with_values(run, values) for run in stages)
-        except ConfigError:  # the values contradict each other
-            return False
-        return fits((hires, anchor))
+        return _fits_with(values, stages, fits)
 
     run = last_stage(stages)
     possible = changes(run)
@@ -241,6 +247,15 @@ def _fitting_values(stages: Stages, changes: Changes, fits: Callable[[Stages], b
             if fit(values):
                 return tuple(f"{key}={str(value).lower()}" for key, value in values.items())
     return None
+
+
+def _fits_with(values: dict[str, Any], stages: Stages, fits: Callable[[Stages], bool]) -> bool:
+    """Whether the stages fit with other values of their keys; False if the values contradict each other."""
+    try:
+        hires, anchor = (run and _with_values(run, values) for run in stages)
+    except ConfigError:
+        return False
+    return fits((hires, anchor))
 
 
 def _with_values(run: Run, values: dict[str, Any]) -> Run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from pw.io.lazy import Tensor, torch
 
@@ -41,6 +41,28 @@ class LatentBatch:
     def to(self, device: torch.device | str) -> LatentBatch:
         """Lightning calls it."""
         return LatentBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Clips in pixels, float32 [B, 3, F, H, W] in [-1, 1], and the class that is the caption of each, [B]."""
+
+    pixels: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def to(self, device: torch.device | str) -> LabelledClips:
+        """Lightning calls it."""
+        return LabelledClips(self.pixels.to(device), self.label.to(device))
+
+
+Batch: TypeAlias = "Tensor | LatentBatch | LabelledClips"
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,7 @@ class Evaluation:
     real_b    scored against `real`, it gives the floor of a metric
     note      how the clips were chosen, for the table
     captions  of `real`; empty without text
+    labels    classes of `real`, [count], if these are the captions
 
     Call `note` and `captions` after reading the clips: in some sources they first read the clips not yet read.
     """
@@ -105,6 +128,7 @@ class Evaluation:
     real_b: Clips
     note: Callable[[], str]
     captions: Callable[[], tuple[str, ...]] = tuple
+    labels: Tensor | None = None
 
 
 class Source(Protocol):
@@ -115,7 +139,7 @@ class Source(Protocol):
 
     twins_share_structure: ClassVar[bool]
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LatentBatch:
+    def batch(self, seed: int, index: int, batch_size: int) -> Batch:
         """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1], or already encoded."""
 
     def evaluation(self, count: int, seed: int) -> Evaluation:

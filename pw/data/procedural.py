@@ -2,18 +2,19 @@
 
 Structure is a two-colour gradient and one moving disc or square; texture is a grating per 8 x 8 cell, of one of four
 orientations and a random phase, and another on the object. The anchor's blur removes the gratings, so the second stage
-learns a distribution of many modes, which a plain flow model in few steps averages into blur.
+learns a distribution of many modes, which a plain flow model in few steps averages into blur. With `captions=texture`
+each clip has a class, one of the orientations, which most of its gratings have: what a prompt is to guidance.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pw.data import Clips, Evaluation
+from pw.data import Clips, Evaluation, LabelledClips
 from pw.io.lazy import Tensor, torch
 
 VERSION = 1  # raise it whenever the clips change: it is part of every signature
@@ -21,6 +22,7 @@ CELL = 8  # px, side of a texture cell
 # wave vectors in rad/px: wavelength 4 px along the axes, 3.8 px on the diagonals
 WAVES = tuple((2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5)))
 CONTRAST = 0.45
+CLASS_SHARE = 0.6  # of the gratings of a clip with a class that surely have its orientation; the others have any
 
 
 def generator(*entropy: int) -> torch.Generator:
@@ -31,10 +33,14 @@ def generator(*entropy: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class ProceduralClips:
-    """Endless clips of `frames` frames of `size` x `size` px, each a pure function of (seed, position)."""
+    """Endless clips of `frames` frames of `size` x `size` px, each a pure function of (seed, position).
+
+    captions  `none`, or `texture`: the class of a clip is its caption
+    """
 
     frames: int
     size: int
+    captions: Literal["none", "texture"] = "none"
     twins_share_structure: ClassVar[bool] = True  # real_b has the anchors of real
 
     def __post_init__(self) -> None:
@@ -43,16 +49,27 @@ class ProceduralClips:
         if self.size < 2 * CELL:
             raise ValueError(f"data.size={self.size}: needs at least {2 * CELL} px")
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LabelledClips:
         rng = generator(seed, index, 0)
-        return self._render(self._structure(batch_size, rng), self._texture(batch_size, rng))
+        structure, texture, label = self._structure(batch_size, rng), self._texture(batch_size, rng), None
+        if self.captions == "texture":
+            label = self._label(batch_size, rng)
+            self._follow(label, texture, rng)
+        clips = self._render(structure, texture)
+        return clips if label is None else LabelledClips(clips, label)
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """`count` clips that are in no training batch, and their twins: same structure, other texture."""
         rng = generator(seed, 0, 1)
         structure = self._structure(count, rng)
-        real, twin = (self._clips(count, structure, self._texture(count, rng)) for _ in range(2))
-        return Evaluation(real, twin, note=lambda: "real_b: the same structure with other texture")
+        textures = [self._texture(count, rng) for _ in range(2)]
+        note, label = "real_b: the same structure with other texture", None
+        if self.captions == "texture":
+            label, note = self._label(count, rng), f"{note} of the same class"
+            for texture in textures:
+                self._follow(label, texture, rng)
+        real, twin = (self._clips(count, structure, texture) for texture in textures)
+        return Evaluation(real, twin, note=lambda: note, labels=label)
 
     def fingerprint(self) -> str:
         return f"procedural/{VERSION}"
@@ -81,6 +98,16 @@ class ProceduralClips:
             "object_wave": torch.randint(0, 4, (count,), generator=rng),
             "object_phase": torch.rand(count, generator=rng) * 2 * math.pi,
         }
+
+    def _label(self, count: int, rng: torch.Generator) -> Tensor:
+        return torch.randint(0, len(WAVES), (count,), generator=rng)
+
+    def _follow(self, label: Tensor, texture: dict[str, Tensor], rng: torch.Generator) -> None:
+        """Give the gratings of a texture, each with probability CLASS_SHARE, the orientation of their clip's class."""
+        for name in ("wave", "object_wave"):
+            wave = texture[name]
+            follows = torch.rand(wave.shape, generator=rng) < CLASS_SHARE
+            texture[name] = torch.where(follows, label.view(-1, *[1] * (wave.ndim - 1)), wave)
 
     def _render(self, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Tensor:
         waves = torch.tensor(WAVES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pw.cost.counts import stage_latent
+from pw.cost.counts import evaluations, stage_latent
 from pw.data.degradation import resize
 from pw.data.procedural import generator
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
@@ -21,7 +21,7 @@ from pw.nn.networks import load_network, network_without_weights
 from pw.nn.unipc import synchronize
 from pw.run.build import Run
 from pw.stages import network_of
-from pw.stages.velocity import Condition, evaluations, integrate
+from pw.stages.velocity import Condition, integrate, noise_of_phases
 
 NOISE = 8  # stream of random numbers, see pw.stages.stage
 
@@ -140,12 +140,13 @@ def _denoise_one(task: Task, stage: Denoising, net: Backbone, prompt: Prompt, em
     start = time.perf_counter()
     anchor = None if stage.anchor_file is None else load_latent(stage.anchor_file(prompt))[0].to(request.device)
     text, negative_text = (embedding(t)[None].to(request.device) for t in (prompt.text, run.text.negative_prompt))
-    noise_generator = generator(prompt.seed, 0 if stage.anchor_file is None else 1, NOISE)
+    stream = (prompt.seed, 0 if stage.anchor_file is None else 1, NOISE)
     # drawn on the CPU: the same on every device, for every set of prompts
-    noise = torch.randn(stage_latent(run), generator=noise_generator)[None].to(request.device)
+    noise = noise_of_phases(run, torch.randn(stage_latent(run), generator=generator(*stream)), *stream)
+    noise = [part[None].to(request.device) for part in noise]
 
     def tick() -> None:
-        synchronize(noise.device)
+        synchronize(text.device)
         task.add(stage.part, 1 / calls_of(run), stage.label)
 
     latent = integrate(run, net, noise, Condition(text, anchor), Condition(negative_text, anchor), tick)
@@ -159,7 +160,7 @@ def calls_of(run: Run) -> int:
     return run.sampling.num_steps if run.trainer.guidance_batch else evaluations(run)
 
 
-def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[Tensor, Condition, Condition]:
+def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[list[Tensor], Condition, Condition]:
     """Noise and conditions of zeros, for a process that has no latent to make."""
 
     def zeros(*sizes: int) -> Tensor:
@@ -167,7 +168,9 @@ def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[Tensor, Condit
 
     text = zeros(stage.run.backbone.text_tokens, stage.run.backbone.text_dim)
     condition = Condition(text, None if stage.anchor_file is None else zeros(*stage_latent(request.anchor)))
-    return zeros(*stage_latent(stage.run)), condition, condition
+    latent = torch.zeros(stage_latent(stage.run))
+    noise = [part[None].to(request.device) for part in noise_of_phases(stage.run, latent, 0)]
+    return noise, condition, condition
 
 
 def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:

@@ -23,7 +23,6 @@ from pw.generate.estimate import SMALL_VAE, has_small_vae, part_seconds
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video
-from pw.method.solver import inference_strides
 from pw.nn.codec import WanCodec, random_codec
 from pw.parallel.team import Team
 from pw.run.build import Run
@@ -210,12 +209,16 @@ def _stage_entry(run: Run, source: str) -> dict[str, Any]:
         "signature": run.signature,
         "steps": run.sampling.num_steps,
         "timesteps": [round(float(t), 3) for t in grid],
-        "strides": inference_strides(grid).tolist() if run.feeds_strides() else None,
+        "strides": [s for phase in run.phases() for s in phase.strides.tolist()] if run.feeds_strides() else None,
+        "sizes": run.sampling.sizes,
+        "init": run.sampling.init,
         "negative_prompt": run.text and run.text.negative_prompt,
         "solver": run.config.choices["solver"],
         "shift": run.schedule.shift if run.sampling.shift is None else run.sampling.shift,
         "guidance": run.guidance.scale,
         "guided_steps": run.guidance.first_steps,
         "parameters": parameters(run.backbone, run.injector),
+        "offload": run.trainer.offload,
+        "storage": run.trainer.storage,
         "overrides": list(run.config.overrides),
     }

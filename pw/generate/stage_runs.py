@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pw.io.arguments import ConfigError
-from pw.io.files import parse_json
+from pw.io.files import human_size, parse_json
+from pw.io.host import free_memory
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
@@ -148,6 +149,11 @@ def _check_stages(hires: Run, anchor: Run) -> None:
     for prefix, run in (("", hires), ("anchor.", anchor)):
         if run.guidance.drop != "text":
             raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
+        if run.scale.anchor_upsample == "pixel" and run.sampling.sizes is not None:
+            raise ConfigError(
+                f"{prefix}sampling.sizes={list(run.sampling.sizes)}: with scale.anchor_upsample=pixel the VAE would "
+                "have to be beside the network; set scale.anchor_upsample=latent"
+            )
         if run.trainer.strategy not in ("single", "fsdp"):
             raise ConfigError(
                 f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
@@ -176,9 +182,16 @@ def check_processes(run: Run) -> None:
 
 
 def check_memory(hires: Run, anchor: Run) -> None:
-    """Raises ValueError, with the nearest setting that fits, if the GPU memory is too small."""
+    """Raises ValueError, with the nearest setting that fits, if the memory of the GPU or of the CPU is too small."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory
         return
+    from pw.cost.generation_cost import waiting_bytes
     from pw.cost.verdicts import check_generation
 
+    need, free = max(waiting_bytes(run) for run in (hires, anchor)), free_memory()
+    if need > free:
+        remedy = "leave it out" if hires.trainer.storage == "fp8" else "set trainer.storage=fp8, which takes half, too"
+        raise ConfigError(
+            f"trainer.offload=group: {human_size(need)} of CPU memory are needed, {human_size(free)} are free; {remedy}"
+        )
     check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())

@@ -65,6 +65,11 @@ def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Cov
     return Coverage(pairs, len(timestep), int((halves & ~ground).sum()), int(ground.sum()))
 
 
+def is_trained_timestep(timestep: Tensor, trained: Tensor, schedule: Schedule) -> bool:
+    """Whether a timestep [1] is, up to a node, one of `trained` [M]."""
+    return bool(((trained - timestep).abs() <= _node_spacing(trained, schedule)).any())
+
+
 def _node_spacing(timestep: Tensor, schedule: Schedule) -> Tensor:
     """Distance to the next lower node, at most 5, [M]: the tolerance for snapped timesteps."""
     u = unshifted(schedule.sigma(timestep), schedule.shift)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Protocol
+from typing import Protocol
 
-from pw.io.arguments import Range
 from pw.io.lazy import Tensor, torch
 from pw.method.path import Velocity
 from pw.method.schedule import Schedule, shifted
@@ -55,6 +54,29 @@ def inference_strides(grid: Tensor) -> Tensor:
     return ((grid[:-1] - grid[1:] + 1e-6) // 2 * 2).clamp(min=2)
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive steps of an inference grid at one size; it begins from noise, or from data that noise is added to.
+
+    size     share of the full size (`sampling.sizes`)
+    grid     timesteps [m + 1] from the first of its steps to 0: a phase ends in data
+    strides  [m]; that of the last step reaches 0, even if a later phase begins before
+    """
+
+    size: float
+    grid: Tensor
+    strides: Tensor
+
+
+def phases(grid: Tensor, sizes: Sequence[float] | None) -> list[Phase]:
+    """A grid of n steps divided where the size of a step changes; one phase without `sizes` [n]."""
+    steps = len(grid) - 1
+    sizes = [1.0] * steps if sizes is None else [*sizes]
+    first_steps = [0, *(step for step in range(1, steps) if sizes[step] != sizes[step - 1]), steps]
+    parts = [torch.cat([grid[first:last], grid[-1:]]) for first, last in pairwise(first_steps)]
+    return [Phase(sizes[first], part, inference_strides(part)) for first, part in zip(first_steps, parts, strict=False)]
+
+
 class Solver(Protocol):
     """Integrates a velocity along a grid. To add one, write such a class and name it in a file of `conf/solver/`."""
 
@@ -82,47 +104,3 @@ class Euler:
 
 def _full(value: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), value, dtype=torch.float64, device=like.device)
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: v_null + scale (v - v_null), or none at scale 1.
-
-    scale        5.0 is Wan's default; 1 evaluates the network once
-    drop         what the null branch goes without: `text` (both branches get the anchor) or `text_and_anchor`
-    first_steps  guide only that many steps from the start; null guides all
-    """
-
-    scale: Annotated[float, Range(0, 100)]
-    drop: str
-    first_steps: int | None
-
-    def __post_init__(self) -> None:
-        if self.drop not in ("text", "text_and_anchor"):
-            raise ValueError(f"guidance.drop={self.drop!r}: one of text, text_and_anchor")
-        if self.first_steps is not None and self.first_steps < 1:
-            raise ValueError(f"guidance.first_steps={self.first_steps}: needs at least 1; guidance=off guides none")
-
-    def __call__(
-        self, velocity: Velocity, null: Velocity, last_guided: float, both_branches: Velocity | None = None
-    ) -> Velocity:
-        """The guided velocity; `velocity` itself at timesteps below `last_guided`.
-
-        both_branches  evaluates both as one batch, [2 B, …]: faster, with more memory
-        """
-
-        def guided(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
-            if self.scale == 1 or float(timestep[0]) < last_guided:
-                return velocity(state, timestep, stride)
-            if both_branches is not None:
-                v, base = both_branches(state, timestep, stride).chunk(2)
-            else:
-                v, base = velocity(state, timestep, stride), null(state, timestep, stride)
-            return base + self.scale * (v - base)
-
-        return guided
-
-    def last_guided(self, grid: Tensor) -> float:
-        """The lowest timestep of the grid that is still guided."""
-        steps = len(grid) - 1 if self.first_steps is None else min(self.first_steps, len(grid) - 1)
-        return float(grid[steps - 1]) if steps else float("inf")

@@ -20,6 +20,7 @@ from torch.nn.attention import (
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
+from pw.nn.placement import offload_blocks, store_in_fp8
 from pw.nn.sparse_attention import COMPILED, SparseMask
 
 # flash4 replaces torch's own flash kernel, see `_choose_flash`
@@ -38,7 +39,8 @@ MAX_ERROR = {"sdpa": 0.01, "sage": 0.1}
 
 @dataclass(frozen=True)
 class Network:
-    """A network to load: sizes, adapters, kernel and compilation (see `pw.run.settings.Trainer`), sparse attention."""
+    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`), and its
+    sparse attention."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None
@@ -46,6 +48,8 @@ class Network:
     compile: bool
     seed: int
     sparsity: options.Attention | None = None
+    offload: str = "none"
+    storage: str = "as_computed"
 
     def build(self, dit: Any = None) -> Backbone:
         return Backbone(self.backbone, self.injector, dit, self.sparsity)
@@ -69,7 +73,10 @@ def load_network(
         net = network.build(pretrained(network.backbone, weights, dtype))
     else:
         net = _from_checkpoint(network, Path(source))
-    return _prepare(network, net, dtype).to(device)
+    net = _prepare(network, net, dtype)
+    if network.storage == "fp8":
+        store_in_fp8(net)
+    return offload_blocks(net, device) if network.offload == "group" else net.to(device)
 
 
 def network_without_weights(network: Network, source: str, device: str) -> Backbone:

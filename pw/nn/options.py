@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pw.io.arguments import Range
@@ -119,6 +119,10 @@ class Window:
                 f"attention.window={list(self.window)}: a frame has {grid[1]} x {grid[2]} tokens; set at most "
                 f"attention.window=[{grid[1]},{grid[2]}], or attention=dense"
             )
+
+    def within(self, grid: tuple[int, int, int]) -> Window:
+        """The window in a clip of `grid` tokens, which may be smaller than it (`sampling.sizes`)."""
+        return replace(self, window=(min(self.window[0], grid[1]), min(self.window[1], grid[2])))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class SparseMask:
     ndim = 4
 
     def __init__(self, choice: options.Attention, grid: Grid, anchor: Tensor | None = None) -> None:
-        self.choice, self.grid, self._anchor = choice, grid, anchor
+        self.choice = choice.within(grid) if isinstance(choice, options.Window) else choice
+        self.grid, self._anchor = grid, anchor
         self.shape = (1, 1, math.prod(grid), math.prod(grid))
 
     @classmethod

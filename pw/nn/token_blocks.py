@@ -69,5 +69,5 @@ def density(choice: options.Attention | None, grid: Grid) -> float:
     if choice is None:
         return 1.0
     if isinstance(choice, options.Window):
-        return float(window_blocks(choice, grid)[0].mean())
+        return float(window_blocks(choice.within(grid), grid)[0].mean())
     return kept_count(choice, grid) / block_count(grid, choice.tile)

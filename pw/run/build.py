@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,9 +20,11 @@ from pw.io.files import digest, parse_json
 from pw.io.lazy import Tensor
 from pw.io.manifest import checksum
 from pw.io.paths import ROOT
+from pw.method.guidance import Guidance
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
-from pw.method.solver import Guidance, Solver, custom_grid, inference_grid, wan_grid
+from pw.method.solver import Phase, Solver, custom_grid, inference_grid, phases, wan_grid
+from pw.method.target import TwoSteps
 from pw.nn import options
 from pw.run import settings, signatures
 from pw.run.compose import Config, compose_run, override_key
@@ -121,7 +124,11 @@ class Run:
         """The many-step solution from the same weights and noise: the reference for few steps."""
         steps = self.sampling.solution_steps
         changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None, "grid": "uniform"}
-        config = self.config.with_values({f"sampling.{key}": value for key, value in changes.items()})
+        changes |= {"sizes": None, "init": "noise"}
+        values = {f"sampling.{key}": value for key, value in changes.items()}
+        if self.guidance.first_steps is not None:
+            values |= {"guidance.first_steps": None, "guidance.later": "unguided"}
+        config = self.config.with_values(values)
         if config.choices["solver"] == "euler":
             return replace(assemble(config), finished_trainings=self.finished_trainings)
         others = [o for o in config.overrides if override_key(o).split(".")[0] != "solver"]
@@ -175,6 +182,22 @@ class Run:
         """8 hex digits of everything that can change the clips sampled with the seed of the run."""
         return self.sample_signature(self.seed)
 
+    @property
+    def target_guidance(self) -> TwoSteps | None:
+        """The target of the objective if it is guided (`target.guidance`)."""
+        target = vars(self.objective).get("target")
+        return target if isinstance(target, TwoSteps) and target.guidance != "none" else None
+
+    @property
+    def target_evaluations(self) -> int:
+        """Evaluations of the network for the target of a consistency update: of two halves, in each branch."""
+        return 2 if self.target_guidance is None else 4
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether clips have texts other than the empty prompt."""
+        return self.text is not None or self.config["data"].get("captions", "none") != "none"
+
     def feeds_strides(self) -> bool:
         """Whether the network gets the strides of the grid as input; with `auto`, if it was trained on strides."""
         if self.sampling.stride == "auto":
@@ -188,6 +211,22 @@ class Run:
         if self.sampling.timesteps is not None:
             return custom_grid(self.sampling.timesteps, self.schedule)
         return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
+
+    def phases(self) -> list[Phase]:
+        """The steps of the grid, divided where their size changes."""
+        return phases(self.grid(), self.sampling.sizes)
+
+    def latent_size(self, share: float) -> tuple[int, int]:
+        """(rows, columns) of the stage's latent at a share of its full size: the nearest whole tokens, a half down.
+
+        Raises ValueError if that leaves none.
+        """
+        full = self.scale.anchor_size if self.stage == "anchor" else self.scale.size
+        units = [self.codec.factor * patch for patch in self.backbone.patch_size[1:]]
+        rows, columns = (math.ceil(length // unit * share - 0.5) for length, unit in zip(full, units, strict=True))
+        if min(rows, columns) < 1:
+            raise ValueError(f"{share:g} of {full[0]} x {full[1]} px leaves no whole token of {units[0]} x {units[1]}")
+        return rows * self.backbone.patch_size[1], columns * self.backbone.patch_size[2]
 
 
 def _recipe_run(recipe: settings.Recipe, run: Run, group: str, *extra: str) -> Run:

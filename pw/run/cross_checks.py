@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pw.io.arguments import ConfigError
+from pw.method.coverage import is_trained_timestep
 from pw.nn import options
 from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
@@ -22,10 +23,12 @@ def cross_check(run: Run) -> None:
     frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
     _check_trainer(run, frames * rows * columns)
     _check_attention(run, (frames, rows, columns))
+    _check_placement(run)
     _check_data(run)
     _check_anchor(run)
     _check_objective_and_grid(run)
     _check_guidance(run)
+    _check_sizes_and_init(run)
     _check_weights(run)
 
 
@@ -66,23 +69,54 @@ def _check_trainer(run: Run, tokens: int) -> None:
             "trainer.offload_activations=true: offloads what checkpointed blocks are recomputed from; set "
             "train.checkpoint_activations=true, too"
         )
-    processes, heads = run.trainer.context, run.backbone.num_attention_heads
-    if tokens % processes or heads % processes:
-        valid = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
-        raise ConfigError(
-            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which that "
-            f"number of processes cannot share equally; use {' or '.join(map(str, valid))}"
-        )
+    _check_tokens(run, tokens, f"trainer.context={run.trainer.context}: a clip")
     if run.trainer.deterministic and run.trainer.attention in ("cudnn", "flash3", "sage"):
         raise ConfigError(
             f"trainer.deterministic=true: trainer.attention={run.trainer.attention} has no backward that is the same "
             "bit for bit; set trainer.attention to sdpa, flash or flash4"
         )
+    processes = run.trainer.context
     if processes > 1 and run.trainer.attention == "flash3":
         raise ConfigError(
             f"trainer.attention={run.trainer.attention}: cannot be computed with trainer.context={processes}; set "
             "trainer.attention to sdpa, cudnn or flash"
         )
+
+
+def _check_tokens(run: Run, tokens: int, beginning: str) -> None:
+    """The processes that share a clip divide its tokens."""
+    processes, heads = run.trainer.context, run.backbone.num_attention_heads
+    if tokens % processes or heads % processes:
+        valid = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
+        raise ConfigError(
+            f"{beginning} has {tokens} tokens and a block {heads} heads, which {processes} processes (trainer.context) "
+            f"cannot share equally; use {' or '.join(map(str, valid))}"
+        )
+
+
+def _check_placement(run: Run) -> None:
+    """`trainer.offload` and `trainer.storage` are for one device and the network of a real scale."""
+    trainer = run.trainer
+    if not (words := trainer.inference_only):
+        return
+    if run.text is None:
+        raise ConfigError(f"{words}: scale={run.scale.name} has a network of a few MB; leave it out, or set scale=2k")
+    if trainer.strategy != "single":
+        raise ConfigError(
+            f"{words}: trainer={run.config.choices['trainer']} keeps weights on its devices and splits them to save "
+            "memory; leave it out, or set trainer=gpu"
+        )
+    if trainer.compile and trainer.storage == "fp8":
+        raise ConfigError(
+            "trainer.storage=fp8: with trainer.compile=true each cast would cut a block, into 13 graphs; set "
+            "trainer.compile=false, or trainer.offload=group instead, which can be compiled"
+        )
+
+
+def check_trains(run: Run, remedy: str = "leave it out to train") -> None:
+    """Raises ConfigError for settings that only generation and sampling have."""
+    if words := run.trainer.inference_only:
+        raise ConfigError(f"{words}: is for generation and sampling; {remedy}")
 
 
 def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
@@ -175,25 +209,122 @@ def _check_objective_and_grid(run: Run) -> None:
 
 def _check_guidance(run: Run) -> None:
     """Guidance needs a condition to drop that training dropped, too."""
-    neutral = {"scale": 1, "drop": "text", "first_steps": None}
-    if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != neutral):
+    guidance, choice = run.guidance, run.config.choices["guidance"]
+    _check_baked(run)
+    if guidance.scale == 1 and choice != "baked":
+        neutral = {"scale": 1, "drop": "text", "first_steps": None, "later": "unguided"}
+        if choice != "off" or vars(guidance) != neutral:
+            raise ConfigError(
+                f"guidance={choice}: at guidance.scale=1 the network is not guided, whatever else is set; leave "
+                "guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
+            )
+    if guidance.scale != 1:
+        _check_dropped(run, "guidance.drop", guidance.drop, f"guidance.scale={guidance.scale}")
+        _check_first_steps(run)
+
+
+def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
+    """The null branch goes without a part of the condition that there is, and that some clips went without."""
+    if drop == "text" and not run.has_texts:
         raise ConfigError(
-            f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else "
-            "is set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
+            f"{key}=text: at scale={run.scale.name} there is only the empty prompt, so guidance would change nothing; "
+            f"set {key}=text_and_anchor, or data.captions=texture start=guided"
         )
-    if run.guidance.scale != 1:
-        if run.guidance.drop == "text" and run.text is None:
+    if run.injector is None and not run.has_texts:
+        raise ConfigError(f"{reason}: injector=none has no anchor to drop")
+    if run.train.condition_dropout == 0 and run.text is None:
+        raise ConfigError(
+            f"{reason}: with train.condition_dropout=0 the null branch is never trained; set "
+            "train.condition_dropout=0.1"
+        )
+    if drop == "text" and run.text is None and run.train.dropout == "both" and run.injector is not None:
+        raise ConfigError(
+            f"{key}=text: with train.dropout=both no clip goes without its text alone; set train.dropout=both_or_text"
+        )
+
+
+def _check_first_steps(run: Run) -> None:
+    first_steps, steps, sizes = run.guidance.first_steps, run.sampling.num_steps, run.sampling.sizes
+    if first_steps is None:
+        return
+    if first_steps >= steps:
+        raise ConfigError(
+            f"guidance.first_steps={first_steps}: there are {steps} steps, so none is later; set fewer, or guidance=on"
+        )
+    full_size = steps if sizes is None else sizes.index(1)
+    if run.guidance.later == "reuse" and sizes is not None and first_steps <= full_size:
+        raise ConfigError(
+            f"guidance.first_steps={first_steps}: guidance.later=reuse takes the difference of a step of the same "
+            f"size; set {full_size + 1}, the first at full size in sampling.sizes={list(sizes)}"
+        )
+
+
+def _check_baked(run: Run) -> None:
+    """`target.guidance` and `guidance=baked` go together."""
+    choice, target = run.config.choices["guidance"], run.target_guidance
+    if target is None:
+        if choice == "baked":
             raise ConfigError(
-                f"guidance.drop=text: at scale={run.scale.name} there is only the empty prompt, so guidance would "
-                "change nothing; set guidance.drop=text_and_anchor"
+                "guidance=baked: training puts no guidance into the velocity; set target.guidance=finest "
+                "target.guidance_scale=3, or another guidance"
             )
-        if run.injector is None and run.text is None:
-            raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
-        if run.train.condition_dropout == 0 and run.text is None:
-            raise ConfigError(
-                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never "
-                "trained; set train.condition_dropout=0.1"
+        return
+    if choice != "baked":
+        raise ConfigError(
+            f"guidance={choice}: target.guidance={target.guidance} has guided the velocity already; set guidance=baked"
+        )
+    _check_dropped(run, "target.guidance_drop", target.guidance_drop, f"target.guidance={target.guidance}")
+    sampler = run.objective.step_sampler
+    if target.guidance == "finest" and sampler is not None and not sampler.table(run.schedule).ground.any():
+        raise ConfigError(
+            "target.guidance=finest: no half of a step is evaluated at stride 0; set step_sampler.ground=true, or "
+            "target.guidance=every"
+        )
+
+
+def _check_sizes_and_init(run: Run) -> None:
+    """Sizes of steps and batches leave whole tokens; an anchor as the initial state is noised to a trained timestep."""
+    for key, sizes in (("sampling", run.sampling.sizes), ("train", run.train.sizes)):
+        for size in sizes or ():
+            try:
+                rows, columns = run.latent_size(size)
+            except ValueError as error:
+                raise ConfigError(f"{key}.sizes={list(sizes or ())}: {error}") from None
+            frames = run.codec.latent_frames(run.scale.frames)
+            tokens = math.prod(
+                n // patch for n, patch in zip((frames, rows, columns), run.backbone.patch_size, strict=True)
             )
+            _check_tokens(run, tokens, f"{key}.sizes={list(sizes or ())}: at {size:g} a clip")
+    if run.train.sizes is not None and run.config.choices["data"] == "latents":
+        raise ConfigError(
+            f"train.sizes={list(run.train.sizes)}: encoded clips have one size; leave it out, or set data=shards"
+        )
+    if run.sampling.init == "anchor":
+        _check_init(run)
+
+
+def _check_init(run: Run) -> None:
+    first = run.sampling.timesteps[0] if run.sampling.timesteps else None
+    if run.injector is None:
+        raise ConfigError(f"sampling.init=anchor: stage={run.stage} with injector=none is given no anchor")
+    begins_at_noise = run.sampling.start > 0.99 if first is None else first == run.schedule.num_timesteps
+    if run.sampling.grid == "wan" or begins_at_noise:
+        raise ConfigError(
+            "sampling.init=anchor: the grid begins at pure noise, where nothing is left of the anchor; set a trained "
+            "timestep below it, e.g. sampling.num_steps=2 sampling.timesteps=[800,600]"
+        )
+    timestep, sampler = run.grid()[:1], run.objective.step_sampler
+    if sampler is None:  # flow matching trains every timestep
+        return
+    table = sampler.table(run.schedule)
+    trained = table.timestep[table.probability > 0].unique()
+    if not is_trained_timestep(timestep, trained, run.schedule):
+        above = ", ".join(f"{t:g}" for t in sorted(trained.tolist())[-8:])
+        raise ConfigError(
+            f"sampling.init=anchor: begins at timestep {float(timestep):.0f}, which "
+            f"step_sampler={run.config.choices['step_sampler']} does not train; it trains {above}: set "
+            "sampling.timesteps=[…] to begin there"
+        )
 
 
 def _check_weights(run: Run) -> None:

@@ -68,7 +68,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Train:
-    """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
+    """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips.
+
+    condition_dropout  share of clips without condition: text and anchor both
+    dropout            `both_or_text`: as many again without text alone, which `guidance.drop=text` evaluates
+    sizes              shares of the full size, one of which each batch has, drawn evenly: [0.5,1,1,1] is a quarter at
+                       half size; null: all at full size
+    """
 
     updates: Annotated[
         int, Updates, Constraint(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")
@@ -77,9 +83,24 @@ class Train:
     accumulate: Count
     precision: Literal["fp32", "bf16"]
     condition_dropout: Annotated[float, Constraint(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
+    dropout: Literal["both", "both_or_text"]
+    sizes: tuple[float, ...] | None
     trainable: Literal["all", "adapters"]
     checkpoint_activations: bool
     checkpoint_every: Count
+
+    def __post_init__(self) -> None:
+        if self.sizes is not None:
+            _check_sizes("train.sizes", self.sizes)
+        if self.dropout == "both_or_text" and self.condition_dropout > 0.5:
+            raise ValueError(
+                f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text at most 0.5"
+            )
+
+
+def _check_sizes(key: str, sizes: tuple[float, ...]) -> None:
+    if not sizes or not all(0 < size <= 1 for size in sizes) or max(sizes) != 1:
+        raise ValueError(f"{key}={list(sizes)}: shares of the full size, above 0 to 1, with 1 among them")
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,8 @@ class Sampling:
     grid    `uniform` in u; `wan`: the grid of Wan's scheduler, with integer timesteps
     stride  input of the network: `grid`: the stride of the step; `zero`: the network predicts the flow velocity;
             `auto`: `grid` if the objective trains strides, else `zero`
+    sizes   of each step, as shares of the full size, rising to 1, e.g. [0.5,0.5,1,1]; null: all at full size
+    init    `noise`, or `anchor`: the grid begins from the anchor, noised to its first timestep, which is trained
     solution_count  number of clips with a many-step solution, to measure the gap to it; null: all. The ceiling of a
             table always uses all
     """
@@ -118,6 +141,8 @@ class Sampling:
     start: Annotated[float, Constraint(lambda u: 0 < u <= 1, "a fraction of the schedule in (0, 1]; 1 is pure noise")]
     timesteps: tuple[float, ...] | None
     stride: Literal["auto", "grid", "zero"]
+    sizes: tuple[float, ...] | None
+    init: Literal["noise", "anchor"]
     count: Count
     batch_size: Count
     solution_steps: Count
@@ -134,6 +159,13 @@ class Sampling:
                 f"sampling.timesteps={list(self.timesteps)}: expected falling timesteps above 0 (a final 0 is added), "
                 "e.g. [1000,931,818,600]"
             )
+        if self.sizes is not None:
+            _check_sizes("sampling.sizes", self.sizes)
+            if len(self.sizes) != self.num_steps or any(a > b for a, b in pairwise(self.sizes)):
+                raise ValueError(
+                    f"sampling.sizes={list(self.sizes)}: expected a size for each of the {self.num_steps} steps, "
+                    f"rising to 1, e.g. {[0.5] * (self.num_steps // 2) + [1] * (self.num_steps - self.num_steps // 2)}"
+                )
         if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
             raise ValueError("sampling.grid=wan: Wan's own grid does not use sampling.timesteps or sampling.start")
 
@@ -165,7 +197,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Devices, processes, kernels and memory. They change results only by rounding.
+    """Devices, processes, kernels and memory. They change results only by rounding, `storage=fp8` that of the weights.
 
     strategy        `ddp`: every process has everything; `fsdp`: weights, gradients, AdamW's moments and EMA are split
                     over all processes; `hsdp`: over groups of `shards` processes
@@ -177,6 +209,9 @@ class Trainer:
                     the place of torch's own `flash`, from the package flash-attn-4
     deterministic   the same training twice is the same bit for bit, also on a GPU, by kernels that are slower
     compile         torch.compile for each block
+    offload         `group`: to generate and sample, blocks of the network wait in CPU memory and each is on the device
+                    while it computes (`pw.nn.placement`)
+    storage         `fp8`: to generate and sample, weights of the blocks have 8 bits while they wait, which rounds them
     weights         folder of Wan's weights in diffusers' layout; null: the folder of `pw weights`
     guidance_batch  both branches of guidance in one batch: faster, with twice the activations
     offload_activations  keep the inputs of checkpointed blocks in CPU memory until backward: longer clips fit, at
@@ -196,6 +231,8 @@ class Trainer:
     context: Count = 1
     offload_activations: bool = False
     deterministic: bool = False
+    offload: Literal["none", "group"] = "none"
+    storage: Literal["as_computed", "fp8"] = "as_computed"
 
     def __post_init__(self) -> None:
         try:
@@ -218,6 +255,12 @@ class Trainer:
                 f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
                 f"a multiple of it; use {' or '.join(valid)}"
             )
+
+    @property
+    def inference_only(self) -> str:
+        """The overrides that only generation and sampling can have; empty by default."""
+        offload = [] if self.offload == "none" else [f"trainer.offload={self.offload}"]
+        return " ".join([*offload, *([] if self.storage == "as_computed" else [f"trainer.storage={self.storage}"])])
 
     @property
     def processes(self) -> int:

@@ -30,8 +30,9 @@ NOT_SCALE = {
     *("shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"),
     *("window", "window_tile", "attention_tile"),
 }
-# Keys that were added later and count only where they are set, so that signatures from before stay.
-UNLESS_NULL = {"taps"}
+# Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
+NEUTRAL = {"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise"}
+NEUTRAL |= {"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text", "later": "unguided"}
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLING_CODE = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
@@ -42,7 +43,7 @@ TRAINING_CODE = {
 # Kernels, compilation and distribution change a result only by rounding.
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
-    *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of"),
+    *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of", "pw.nn.placement.offload_blocks"),
 }
 # Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
@@ -171,6 +172,8 @@ def of_samples(run: Run, evaluation_seed: int) -> str:
         values["negative_prompt"] = run.text.negative_prompt
         values["weights"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
         values["attention"] = run.trainer.attention == "sage"  # the only inexact kernel
+        if run.trainer.storage == "fp8":
+            values["storage"] = "fp8"
     return digest(without_modules(values))
 
 
@@ -208,7 +211,7 @@ def without_modules(node: Any, with_class_names: bool = False) -> Any:
     return {
         k: v.rpartition(".")[2] if k == "_target_" and v else without_modules(v, with_class_names)
         for k, v in node.items()
-        if (with_class_names or k != "_target_") and (k not in UNLESS_NULL or v is not None)
+        if (with_class_names or k != "_target_") and (k not in NEUTRAL or v != NEUTRAL[k])
     }
 
 

@@ -23,7 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "codec": ("pw.nn.options",),
     "data": ("pw.data", "pw.data.latents", "pw.data.procedural", "pw.data.shards"),
     "degradation": ("pw.data.degradation",),
-    "guidance": ("pw.method.solver",),
+    "guidance": ("pw.method.guidance",),
     "injector": ("pw.nn.options",),
     "objective": ("pw.method.objective",),
     "schedule": ("pw.method.schedule",),

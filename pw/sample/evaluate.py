@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from pw.cost.counts import stage_latent
 from pw.cost.generation_cost import sampling_memory
 from pw.data.degradation import resize
 from pw.data.procedural import generator
@@ -150,11 +151,11 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
     step_sampler = run.objective.step_sampler
     if step_sampler is None or not run.feeds_strides():
         return None
-    report = coverage(step_sampler, run.schedule, run.grid())
+    reports = [coverage(step_sampler, run.schedule, phase.grid) for phase in run.phases()]
     return {
-        "grid": [astuple(pair) for pair in report.pairs],
-        "second_halves_trained": report.second_halves_trained,
-        "second_halves_total": report.second_halves,
+        "grid": [astuple(pair) for report in reports for pair in report.pairs],
+        "second_halves_trained": reports[0].second_halves_trained,
+        "second_halves_total": reports[0].second_halves,
     }
 
 
@@ -169,8 +170,9 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     if run.text is not None:  # one network of 5e9 weights, not two
         from pw.nn.networks import load_network
 
+        module.eval().to(device)  # before it has the network, whose blocks may wait elsewhere
         module.ema = load_network(network_of(run), str(path), None, device)
-        return module.eval().to(device)
+        return module
     module.configure_model()
     missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)
     if missing or unexpected:
@@ -206,7 +208,7 @@ def check_sampling(run: Run, *, on_this_machine: bool = True) -> None:
 def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
     """Embeddings for the first `limit` evaluation clips; None at a scale without text. Default: the empty prompt."""
     if run.text is None:
-        return None
+        return class_texts(run, seed)
     from pw.nn.text import TextEncoder
 
     weights = locate(run.trainer.weights)
@@ -228,6 +230,17 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
     return text, negative_text.expand(len(text), -1, -1)
 
 
+def class_texts(run: Run, seed: int) -> Texts:
+    """Embeddings of the classes of the evaluation clips, and of the empty prompt; None if they have no classes."""
+    from pw.stages.stage import class_text
+
+    labels = run.source.evaluation(run.sampling.count, seed).labels
+    if labels is None:
+        return None
+    text = class_text(labels, run.backbone)
+    return text, torch.zeros_like(text)
+
+
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
     """A function from indices of evaluation clips to their anchors [N, 3, F, h, w]; None for stage I."""
     from pw.io.video import read_video, to_float
@@ -247,11 +260,13 @@ def synthesise(
     run: Run, module: Any, anchor: Tensor | None, indices: list[int], seed: int, texts: Texts = None
 ) -> Tensor:
     """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
-    scale, factor = run.scale, run.codec.factor
-    rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
-    shape = (run.codec.channels, run.codec.latent_frames(scale.frames), rows // factor, columns // factor)
+    from pw.stages.velocity import noise_of_phases
+
+    shape = stage_latent(run)
     # per clip: a clip's noise does not depend on how many are sampled
-    noise = torch.stack([torch.randn(shape, generator=generator(seed, i, INITIAL_NOISE)) for i in indices])
+    streams = [(seed, i, INITIAL_NOISE) for i in indices]
+    noises = [noise_of_phases(run, torch.randn(shape, generator=generator(*s)), *s) for s in streams]
+    noise = [torch.stack(parts).to(module.device) for parts in zip(*noises, strict=True)]
     latent = None
     if run.stage == "hires" and run.injector is not None:
         assert anchor is not None
@@ -260,7 +275,7 @@ def synthesise(
             draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
             latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
     chosen_texts = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
-    return module.synthesise(noise.to(module.device), latent, chosen_texts).cpu().clamp_(-1, 1)
+    return module.synthesise(noise, latent, chosen_texts).cpu().clamp_(-1, 1)
 
 
 def to_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:

@@ -36,4 +36,13 @@ def network_of(run: Run) -> Network:
     from pw.nn.networks import Network
 
     trainer = run.trainer
-    return Network(run.backbone, run.injector, trainer.attention, trainer.compile, run.seed, run.attention)
+    return Network(
+        run.backbone,
+        run.injector,
+        trainer.attention,
+        trainer.compile,
+        run.seed,
+        sparsity=run.attention,
+        offload=trainer.offload,
+        storage=trainer.storage,
+    )

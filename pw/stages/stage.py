@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pw.data import LatentBatch
+from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.degradation import Degradation, resize
 from pw.data.latents import LatentClips
 from pw.data.procedural import generator
@@ -33,13 +33,13 @@ from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
 from pw.parallel.team import Share, Team
 from pw.run.build import Run
-from pw.stages.velocity import Condition, integrate, velocity
+from pw.stages.velocity import Condition, integrate, resized, velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
 # A random stream for each purpose: arms that draw more from one still share all others. The rest are 6 and 7 in
 # pw.sample.clip_folders and 8 in pw.generate.denoise.
-NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
+NOISE, STEPS, DEGRADE, DROPOUT, SIZE = 2, 3, 4, 5, 9
 SINGLE_PROCESS = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 
 
@@ -65,10 +65,20 @@ class SeededDraws:
         rng = generator(self.seed, self.index, STEPS)
         return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng, dtype=torch.float64))
 
-    def dropout_mask(self, batch: int, rate: float) -> Tensor:
-        """[B] bool: True where a sample's condition is dropped, with probability `rate`."""
+    def dropout_masks(self, batch: int, rate: float, dropout: str = "both") -> tuple[Tensor, Tensor]:
+        """(text, anchor), [B] bool each: True where that part of a sample's condition is dropped.
+
+        rate  at which both are; with `both_or_text` the text alone is, too
+        """
         rng = generator(self.seed, self.index, DROPOUT)
-        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng)) < rate
+        drawn = self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng))
+        return drawn < (2 * rate if dropout == "both_or_text" else rate), drawn < rate
+
+    def size(self, sizes: Sequence[float] | None) -> float:
+        """The share of the full size that the batch has, one of `sizes`: the same in every process."""
+        if sizes is None:
+            return 1.0
+        return sizes[int(torch.randint(len(sizes), (), generator=generator(self.seed, self.index, SIZE)))]
 
     def degrade(self) -> torch.Generator:
         return generator(self.seed, self.index, DEGRADE)
@@ -163,13 +173,34 @@ class Stage(L.LightningModule, ABC):
         return net
 
     @abstractmethod
-    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+    def prepare(self, clips: Batch, draws: SeededDraws, size: float = 1.0) -> tuple[Tensor, Condition]:
         """A batch of clips, in pixels or encoded -> the latent to generate, and its condition.
 
+        size  share of the full size that the latent has; less than 1 for clips in pixels only
+
         Encoded clips are this process's share of a batch. Clips in pixels are the whole batch: it is degraded first
-        (its strongest blur sets the kernel size) and then cut to the share. They have no captions, so their text is the
-        empty prompt; `make latents` encodes captions.
+        (its strongest blur sets the kernel size) and then cut to the share. Their text is that of their class if they
+        have one, else the empty prompt; `make latents` encodes captions.
         """
+
+    def encoded(self, pixels: Tensor, size: float) -> Tensor:
+        """Clips [B, 3, F, H, W] -> their latents at a share of the full size."""
+        rows, columns = self.run.latent_size(size)
+        return self.codec.encode(resize(pixels, (rows * self.codec.factor, columns * self.codec.factor), "area"))
+
+    def resized(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
+        """The latent at (rows, columns), resized in latent space or in pixels (`scale.anchor_upsample`)."""
+        if latent.shape[-2:] == size or self.run.scale.anchor_upsample == "latent":
+            return resized(latent, size)
+        mode = "bicubic" if size > tuple(latent.shape[-2:]) else "area"
+        rows, columns = (length * self.codec.factor for length in size)
+        return self.codec.encode(resize(self.codec.decode(latent), (rows, columns), mode))
+
+    def pixels_and_text(self, clips: Tensor | LabelledClips, draws: SeededDraws) -> tuple[Tensor, Tensor]:
+        """(the whole batch of clips, the embeddings of the share's texts)."""
+        if isinstance(clips, LabelledClips):
+            return clips.pixels, class_text(draws.share.of_batch(clips.label), self.run.backbone)
+        return clips, self.text(len(draws.share.of_batch(clips)))
 
     def text(self, batch: int) -> Tensor:
         """The empty prompt's embedding, [B, tokens, dim]; zeros at a scale without text encoder."""
@@ -206,17 +237,24 @@ class Stage(L.LightningModule, ABC):
         # gradients are averaged over processes, but those of processes that share tokens must be summed
         return loss.value * self.run.trainer.context
 
-    def loss(self, clips: Tensor | LatentBatch, index: int, update: int) -> Loss:
+    def loss(self, clips: Batch, index: int, update: int) -> Loss:
         """The objective on the index-th batch; `update`, the same on every rank, chooses the term."""
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index, self.share)
         with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
-            data, condition = self.prepare(clips, draws)
-        null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # pixels have the empty prompt already
-        condition = condition.drop(draws.dropout_mask(len(data), self.run.train.condition_dropout), null_text)
+            data, condition = self.prepare(clips, draws, draws.size(self.run.train.sizes))
+        null_text, train = self.null_text(clips), self.run.train
+        masks = draws.dropout_masks(len(data), train.condition_dropout, train.dropout)
+        condition = condition.drop(*masks, null_text)
         velocity = self.velocity(self.net, condition)
-        target = self.velocity(self.ema, condition) if self.run.objective.uses_ema else velocity
+        target_net = self.ema if self.run.objective.uses_ema else self.net
+        target = self.velocity(target_net, condition)
+        if (guidance := self.run.target_guidance) is not None:
+            everywhere = torch.ones(len(data), dtype=torch.bool)
+            without_anchor = everywhere if guidance.guidance_drop == "text_and_anchor" else ~everywhere
+            null = condition.drop(everywhere, without_anchor, null_text)
+            target = guidance.guided(target, self.velocity(target_net, null))
         return self.run.objective(velocity, target, data, self.run.schedule, draws, update)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -258,18 +296,27 @@ class Stage(L.LightningModule, ABC):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def null_text(self, clips: Batch) -> Tensor | None:
+        """The embedding of the empty prompt for dropped texts; None where all texts are the empty prompt."""
+        if isinstance(clips, LabelledClips):
+            return self.text(1)[0]
+        return clips.null_text if isinstance(clips, LatentBatch) else None
+
     @torch.no_grad()
-    def sample(self, noise: Tensor, condition: Condition, negative_text: Tensor | None = None) -> Tensor:
-        """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights.
+    def sample(
+        self, noise: Tensor | Sequence[Tensor], condition: Condition, negative_text: Tensor | None = None
+    ) -> Tensor:
+        """noise latent [B, C, F, h, w] of each phase -> latent, by the run's solver, grid, sizes and guidance, with the
+        EMA weights.
 
         negative_text  embedding of the negative prompt, [B, tokens, dim]; None: only the anchor is dropped
         """
         assert self.ema is not None
-        all_samples = torch.ones(len(noise), dtype=torch.bool)
-        null = condition.drop(all_samples)
+        all_samples = torch.ones(len(condition.text), dtype=torch.bool)
+        null = condition.drop(all_samples, all_samples)
         if negative_text is not None:
             null = Condition(negative_text, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
-        return integrate(self.run, self.ema, noise, condition, null)
+        return integrate(self.run, self.ema, noise, condition, null, resized=self.resized)
 
 
 class AnchorModel(Stage):
@@ -278,17 +325,17 @@ class AnchorModel(Stage):
     Its training data are the anchors of stage II: degraded clips, without the latent noise (D11).
     """
 
-    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+    def prepare(self, clips: Batch, draws: SeededDraws, size: float = 1.0) -> tuple[Tensor, Condition]:
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
-        anchors = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
-        small = draws.share.of_batch(anchors)
-        return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
+        pixels, text = self.pixels_and_text(clips, draws)
+        anchors = self.run.degradation.anchor(pixels, self.run.scale.anchor_size, draws.degrade())
+        return self.encoded(draws.share.of_batch(anchors), size), Condition(text, anchor=None)
 
     @torch.no_grad()
-    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
-        """noise latent [B, …], embeddings of prompts and negative prompts -> anchor video in about [-1, 1]."""
-        text, negative_text = texts or (self.text(len(noise)), None)
+    def synthesise(self, noise: Tensor | Sequence[Tensor], anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latents [B, …] of the phases, embeddings of prompts and negative prompts -> anchor video in [-1, 1]."""
+        text, negative_text = texts or (self.text(len(noise if isinstance(noise, Tensor) else noise[0])), None)
         return self.codec.decode(self.sample(noise, Condition(text, anchor=None), negative_text))
 
 
@@ -298,17 +345,19 @@ class HiresSynth(Stage):
     In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
     """
 
-    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+    def prepare(self, clips: Batch, draws: SeededDraws, size: float = 1.0) -> tuple[Tensor, Condition]:
         degradation, rng, anchor = self.run.degradation, draws.degrade(), None
         if isinstance(clips, LatentBatch):
             if self.run.injector is not None:
                 anchor = draws.perturb(degradation, clips.anchor, rng)
             return clips.latent, Condition(clips.text, anchor)
+        pixels, text = self.pixels_and_text(clips, draws)
         if self.run.injector is not None:
-            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, rng))
+            small = draws.share.of_batch(degradation.anchor(pixels, self.run.scale.anchor_size, rng))
             anchor = draws.perturb(degradation, self.anchor_latent(small), rng)
-        clips = draws.share.of_batch(clips)
-        return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
+            if self.run.scale.anchor_upsample == "pixel":
+                anchor = self.resized(anchor, self.run.latent_size(size))
+        return self.encoded(draws.share.of_batch(pixels), size), Condition(text, anchor)
 
     def anchor_latent(self, anchor: Tensor) -> Tensor:
         """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec."""
@@ -317,11 +366,19 @@ class HiresSynth(Stage):
         return self.codec.encode(anchor)
 
     @torch.no_grad()
-    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
-        """noise latent [B, …], anchor latent, embeddings of prompts and negative prompts -> video in about [-1, 1]."""
-        text, negative_text = texts or (self.text(len(noise)), None)
+    def synthesise(self, noise: Tensor | Sequence[Tensor], anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latents [B, …] of the phases, anchor latent, embeddings of prompts and negative prompts -> video in
+        about [-1, 1]."""
+        text, negative_text = texts or (self.text(len(noise if isinstance(noise, Tensor) else noise[0])), None)
         condition = Condition(text, None if self.run.injector is None else anchor)
         return self.codec.decode(self.sample(noise, condition, negative_text))
+
+
+def class_text(label: Tensor, backbone: options.Wan) -> Tensor:
+    """The text embedding of classes [B] -> [B, tokens, dim]: one-hot in every token, of unit mean square, as the
+    stand-in for a text encoder. The empty prompt is zeros."""
+    one_hot = torch.nn.functional.one_hot(label, backbone.text_dim).float() * backbone.text_dim**0.5
+    return one_hot[:, None].expand(-1, backbone.text_tokens, -1)
 
 
 def load_start(net: Backbone, path: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pw.data import LatentBatch
+from pw.data import Batch, LabelledClips, LatentBatch
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import parse_json, write_json, write_tensors
 from pw.io.lazy import Tensor, torch
@@ -82,16 +82,14 @@ class NotFiniteBatch:
     processes: int
 
 
-def write(
-    training: Path, rank: int, batch: NotFiniteBatch, clips: Tensor | LatentBatch, losses: Sequence[UpdateLosses]
-) -> Path:
+def write(training: Path, rank: int, batch: NotFiniteBatch, clips: Batch, losses: Sequence[UpdateLosses]) -> Path:
     """Write a batch to the folder of its training; returns the path of the JSON file. Raises OSError on a full disk.
 
     rank    of this process, part of the file name
     losses  of this update and the updates around it
     """
     path = training / NOT_FINITE / f"update-{batch.update:06d}-rank{rank}.json"
-    parts: Mapping[str, Tensor] = vars(clips) if isinstance(clips, LatentBatch) else {"clips": clips}
+    parts: Mapping[str, Tensor] = {"clips": clips} if isinstance(clips, torch.Tensor) else vars(clips)
     tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
     write_tensors(path.with_suffix(".safetensors"), tensors)
     statistics = {}
@@ -107,7 +105,7 @@ def write(
     return path
 
 
-def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
+def read(path: Path) -> tuple[NotFiniteBatch, Batch]:
     """Read the files of `write`. Raises ConfigError for any other file."""
     from safetensors import SafetensorError
 
@@ -123,7 +121,9 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
             f"{path}: not the batch of a loss that is not finite{reason}; expected one of "
             f"outputs/train/*/{NOT_FINITE}/*.json"
         ) from error
-    return batch, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)
+    if "clips" in tensors:
+        return batch, tensors["clips"]
+    return batch, (LabelledClips if "label" in tensors else LatentBatch)(**tensors)
 
 
 def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], share: Share, team: Team) -> str:

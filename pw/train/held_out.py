@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pw.data import LatentBatch
+from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.latents import EncodedClips, LatentClips, padded, read_record
 from pw.io.arguments import MAX_SEED
 from pw.io.playable import write_playable
@@ -20,10 +20,11 @@ from pw.method import path
 from pw.method.objective import squared_error
 from pw.run.build import Run
 from pw.stages.stage import SeededDraws
-from pw.stages.velocity import Condition
+from pw.stages.velocity import Condition, noise_of_phases
 
 SEED = MAX_SEED  # of the clips and their noise
 BINS = 4  # of the timestep, equally wide
+SAMPLES = 10  # stream of random numbers, see pw.stages.stage
 
 
 def timestep_bin(sigma: Tensor) -> Tensor:
@@ -83,12 +84,13 @@ def held_out(run: Run, module: Any, count: int) -> HeldOut | None:
     return HeldOut(data, conditions, noise, sigma.double())
 
 
-def _clips(run: Run, count: int) -> list[Tensor | LatentBatch]:
+def _clips(run: Run, count: int) -> list[Batch]:
     """Each a batch of one clip, as `Stage.prepare` takes it. Raises ValueError if there are too few."""
     source = run.source
     if not isinstance(source, LatentClips):
-        real = source.evaluation(count, SEED).real
-        return [real[i][None] for i in range(count)]
+        evaluation = source.evaluation(count, SEED)
+        clips, labels = (evaluation.real[i][None] for i in range(count)), evaluation.labels
+        return [clip if labels is None else LabelledClips(clip, labels[[i]]) for i, clip in enumerate(clips)]
     pool, null_text = EncodedClips(Path(source.urls), read_record(source.urls), "val"), source.null_text()
     if len(pool) < count:
         raise ValueError(f"data.urls={source.urls}: {len(pool)} encoded clips are held out, tracking.held_out={count}")
@@ -140,7 +142,9 @@ def write_samples(module: Any, clips: HeldOut, count: int, folder: Path, *, writ
     real = folder.with_name("real")
     for index in range(min(count, len(clips))):
         data, condition, noise, _ = clips.batch([index], module.device)
-        latents = {folder: module.sample(noise, condition)}
+        noises = noise_of_phases(module.run, noise[0], SEED, index, SAMPLES)
+        noises = [part[None].to(module.device) for part in noises]
+        latents = {folder: module.sample(noises, condition, module.text(1))}
         if not (real / f"clip-{index}.mp4").exists():
             latents[real] = data
         for target, latent in latents.items():

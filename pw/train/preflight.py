@@ -23,6 +23,7 @@ from pw.io.wan_weights import check, locate
 from pw.nn import options
 from pw.parallel.team import Share, check_launch, current_place
 from pw.run.build import Run
+from pw.run.cross_checks import check_trains
 from pw.run.strategies import as_config_error
 from pw.stages import network_of
 from pw.train.record import is_trained, training_folder
@@ -42,6 +43,8 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
     check_share(run)
     if is_trained(run, outputs):
         return
+    if run.train.updates:
+        check_trains(run)
     if isinstance(run.source, Unset):
         raise ConfigError(NO_DATA)
     check_weights(run)

@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 
-from pw.cost.counts import forward_flops, stage_flops, stage_tokens
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import remove, write_atomically, write_tensors
@@ -129,7 +128,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
     content = {
         "signature": run.training_signature,
         "updates": run.train.updates,
-        "train_flops": training_flops(run, module),
+        "train_flops": training_cost(run).flops,
         "cpu_seconds": round(module.cpu_seconds, 2),
         "wall_seconds": round(module.wall_seconds, 2),
         "tracking_seconds": round(module.tracking_seconds, 3),
@@ -184,31 +183,6 @@ def truncated_config(config: Path) -> ConfigError:
         f"{config}: does not say how it was trained, is truncated or empty; put it back, or remove {config.parent} to "
         "train again"
     )
-
-
-def training_flops(run: Run, module: Any) -> float:
-    """Floating-point operations of the whole training, in multiples of a counted forward: 3 for an update (a backward
-    counts as two forwards), and 2 more for the targets of a consistency update."""
-    if run.text is not None:  # a forward in fp32, to count it, could run out of memory after a week of training
-        return training_cost(run).flops
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from pw.nn.backbone import Backbone
-    from pw.nn.networks import use_kernel
-    from pw.stages.stage import SeededDraws
-
-    clips = run.source.batch(run.seed, 0, 1)
-    # a new network: the trained one may be split, compiled, or have a kernel for GPUs
-    net = Backbone(run.backbone, run.injector).to(module.device)  # its attention is dense
-    use_kernel(net, "sdpa")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
-        timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
-        module.velocity(net, condition)(clip, timestep, timestep)
-    forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
-    dense = forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
-    forward = float(counter.get_total_flops()) - dense.total + stage_flops(run).total
-    return forward * run.train.batch_size * run.train.accumulate * forwards
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:

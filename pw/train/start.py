@@ -15,7 +15,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import fmean
@@ -178,8 +178,9 @@ def run_start(options: StartOptions) -> int:
     if options.name not in names:
         message = f"name={options.name}: one of {', '.join(names)}, e.g. `make start name={names[-1]}`"
         raise missing_option(StartOptions, "name", message, options.overrides)
-    start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run
+    start = build([f"start={options.name}", *options.overrides]).start_run
     assert start is not None
+    start = replace(start, card=None)  # of its own; the start that it departs from may be shipped
     if options.training is None:
         preflight(start, options.outputs)
     else:

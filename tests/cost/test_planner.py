@@ -211,7 +211,9 @@ class TestAVerdict:
     def test_on_several_gpus_offers_to_split_the_networks_before_it_changes_the_video(self) -> None:
         verdict = verdicts("scale=4k", "gpus=8x24GB", "for=generation")["generation"]
         assert verdict.remedy == ("trainer=fsdp", "trainer.devices=8", "trainer.context=2")
-        assert verdict.line.endswith("trainer=fsdp trainer.devices=8 trainer.context=2; or scale.frames=49")
+        assert verdict.line.endswith(
+            "trainer=fsdp trainer.devices=8 trainer.context=2; or trainer.offload=group scale.frames=93"
+        )
         assert verdicts("scale=4k", *verdict.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
         tile = verdicts("scale=4k", "codec.tile=0", "gpus=8x80GB", "for=generation")["generation"]
         assert tile.remedy == ("codec.tile=512", "codec.overlap=128")
@@ -221,7 +223,10 @@ class TestAVerdict:
         [
             ("generation", ("scale=2k", "codec.tile=0"), "1x24GB", None),
             ("generation", ("scale=2k", "codec.tile=0"), "1x40GB", ("codec.tile=512", "codec.overlap=128")),
-            ("generation", ("scale=4k",), "1x32GB", None),
+            ("generation", ("scale=2k",), "1x24GB", ("trainer.offload=group",)),
+            ("generation", ("scale=2k", "trainer.storage=fp8"), "1x16GB", ("trainer.offload=group",)),
+            ("generation", ("scale=4k",), "1x32GB", ("trainer.offload=group",)),
+            ("generation", ("scale=4k",), "1xRTX4090", ("trainer.offload=group", "scale.frames=97")),
             ("generation", ("scale=4k", "trainer.guidance_batch=true"), "1x48GB", ("trainer.guidance_batch=false",)),
             ("generation", ("scale=4k",), "1x16GB", None),
             ("training", ("scale=2k",), "1x141GB", ("train.trainable=adapters",)),
@@ -242,6 +247,17 @@ class TestAVerdict:
         assert " ".join(verdict.remedy) in verdict.line
         assert verdicts(*replace_overrides(overrides, verdict.remedy), f"gpus={card}", f"for={what}")[what].fits
         assert remedy is None or verdict.remedy == remedy
+
+    def test_offers_weights_in_8_bits_after_what_does_not_round_them(self) -> None:
+        verdict = verdicts("scale=2k", "gpus=1x24GB", "for=generation")["generation"]
+        assert verdict.line.endswith("setting that does: trainer.offload=group; or trainer.storage=fp8")
+        assert verdicts("scale=2k", "trainer.storage=fp8", "gpus=1x24GB", "for=generation")["generation"].fits
+
+    @pytest.mark.parametrize("what", ["training", "both"])
+    @pytest.mark.parametrize("word", ["trainer.offload=group", "trainer.storage=fp8"])
+    def test_of_a_training_is_not_asked_for_with_what_it_cannot_have(self, what: str, word: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^{word}: is for generation and sampling; set for=generation$"):
+            verdicts("scale=2k", word, f"for={what}")
 
     def test_in_fp32_offers_bf16(self) -> None:
         verdict = verdicts("scale=4k", "dtype=fp32", "gpus=1x48GB", "for=generation")["generation"]
@@ -278,7 +294,7 @@ class TestCheckGeneration:
             check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 32e9)
         message = str(error.value)
         assert "generation does not fit 32.0 GB: stage II needs 39.6 GB, most of it working set" in message
-        assert "scale.frames=" in message
+        assert message.endswith("the nearest setting that does: trainer.offload=group")
         assert "\n" not in message
 
 

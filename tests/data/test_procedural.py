@@ -123,3 +123,36 @@ def test_the_clips_are_those_of_their_version():
     result = [float(batch.mean()), float(batch.std()), *batch[0, :, 1, 5, 7].tolist()]
     assert CLIPS.fingerprint() == "procedural/1"
     assert result == pytest.approx([0.023109, 0.437689, -0.166868, -0.159346, 0.100462], abs=1e-4)
+
+
+def shares_of_orientations(clips: torch.Tensor) -> torch.Tensor:
+    from benchmarks.metrics import lookup
+    from benchmarks.metrics.texture import orientation_shares
+
+    return orientation_shares(clips, **lookup("class_share").settings)
+
+
+def test_with_captions_most_gratings_have_the_class_of_their_clip():
+    source = ProceduralClips(3, 24, "texture")
+    batch = source.batch(0, 0, 400)
+    assert batch.pixels.shape == (400, 3, 3, 24, 24)
+    assert sorted(set(batch.label.tolist())) == [0, 1, 2, 3]
+    own = shares_of_orientations(batch.pixels).gather(1, batch.label[:, None]).mean()
+    assert 0.6 < float(own) < 0.75  # 0.6 and a quarter of the rest, less what leaks between gratings
+
+
+def test_clips_without_captions_are_those_from_before():
+    plain, captioned = ProceduralClips(3, 24), ProceduralClips(3, 24, "texture")
+    assert isinstance(plain.batch(0, 0, 2), torch.Tensor)
+    assert plain.evaluation(2, 0).labels is None
+    # the class moves gratings alone: what the anchor shows is the same
+    anchor = lambda clips: torch.nn.functional.avg_pool3d(clips, (1, 8, 8))  # noqa: E731
+    difference = anchor(captioned.batch(0, 0, 8).pixels) - anchor(plain.batch(0, 0, 8))
+    assert float(difference.abs().mean()) < 0.06
+
+
+def test_twins_share_their_class():
+    evaluation = ProceduralClips(3, 24, "texture").evaluation(200, 7)
+    for clips in (evaluation.real, evaluation.real_b):
+        shares = shares_of_orientations(torch.stack([*clips]))
+        assert float((shares.argmax(1) == evaluation.labels).double().mean()) > 0.9

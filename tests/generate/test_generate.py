@@ -93,6 +93,22 @@ class TestOnePrompt:
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1.0)
 
+    def test_with_offloaded_blocks_is_the_same_video(self, call: Any, tmp_path: Path) -> None:
+        words = ("trainer.offload=group", "trainer.offload=none")
+        [offloaded], [plain] = (generate(call("prompt=a heron", word, f"out={tmp_path / word}")) for word in words)
+        assert offloaded.name == plain.name
+        assert np.array_equal(read_video(offloaded), read_video(plain))
+        notes = [json.loads(path.with_suffix(".mp4.json").read_text()) for path in (offloaded, plain)]
+        assert [[note[stage]["offload"] for stage in ("anchor", "hires")] for note in notes] == [
+            ["group", "group"],
+            ["none", "none"],
+        ]
+
+    def test_with_weights_in_8_bits_says_so(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron", "trainer.storage=fp8", "anchor.trainer.storage=as_computed"))
+        note = json.loads(path.with_suffix(".mp4.json").read_text())
+        assert (note["anchor"]["storage"], note["hires"]["storage"]) == ("as_computed", "fp8")
+
     @pytest.mark.slow
     def test_lossless_is_the_decoded_frames_themselves(self, call: Any) -> None:
         request = call("prompt=a heron", "lossless=true")
@@ -212,7 +228,10 @@ class TestACallThatWasStopped:
 class TestTheNameOfAVideo:
     @pytest.mark.parametrize(
         "word",
-        ["text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3", "injector=alpha_zero"],
+        [
+            *("text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3"),
+            *("injector=alpha_zero", "trainer.storage=fp8", "anchor.trainer.storage=fp8"),
+        ],
     )
     def test_changes_with_what_is_made(self, call: Any, word: str) -> None:
         assert call("prompt=a heron").prompts[0].name != call("prompt=a heron", word).prompts[0].name
@@ -403,6 +422,7 @@ WRONG = [
     (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not available on this machine.*sdpa"),
     (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not available on this machine.*sdpa"),
     (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
+    (("prompt=a", "trainer.offload=groups"), r"trainer\.offload='groups': .* did you mean group"),
     (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
     (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"anchor\.sampling\.grid=wan"),
     (("prompt=a", "anchor.sampling.num_stepz=3"), r"anchor\.sampling\.num_stepz=3: .* did you mean"),

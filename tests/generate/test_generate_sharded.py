@@ -70,7 +70,8 @@ def videos(request: GenerationRequest) -> list[Any]:
 @pytest.mark.slow
 def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     """Bit for bit, also if a process has nothing to make, or stages have different prompts to make."""
-    one, two, rest = (request_of(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
+    reuse = ("guidance=reuse", "sampling.init=anchor", "sampling.timesteps=[800,600]")
+    one, two, rest = (request_of(words(out, "trainer=cpu", *reuse)) for out in ("one", "two", "rest"))
     generate(one)
     # of the rest, the fox has its anchor, the heron is done, and of the toad there is nothing
     shutil.copytree(one.out, rest.out)
@@ -78,7 +79,7 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     for path in (rest.manifest(fox), rest.manifest(toad), rest.video(toad), rest.anchor_file(toad)):
         path.unlink()
     time = rest.video(heron).stat().st_mtime_ns
-    first, second = train_together(2, Call(words("two", *TWO)), Call(words("rest", *TWO)))
+    first, second = train_together(2, Call(words("two", *TWO, *reuse)), Call(words("rest", *TWO, *reuse)))
     assert (first, second) == (["a fox, a toad", "a toad"], ["a heron", "a fox"])
     for request in (two, rest):
         assert all(np.array_equal(*pair) for pair in zip(videos(one), videos(request), strict=True))
@@ -90,7 +91,7 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
 @pytest.mark.slow
 def test_two_processes_make_each_video_together(words: Any) -> None:
     """The second process reads the files of the first; a stopped call is continued."""
-    tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
+    tiles = ("codec.tile=32", "codec.overlap=16", "sampling.sizes=[0.5,1]")  # 3 x 5 tiles
     one, both, rest = (request_of(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
     generate(one)
     shutil.copytree(one.out, rest.out)

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pw.method.guidance import Guidance
 from pw.method.schedule import Schedule
-from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, inference_strides
+from pw.method.solver import Euler, custom_grid, inference_grid, inference_strides
 
 TINY = Schedule(4.5, 1000, "timestep", True)
 INDEX = Schedule(5.0, 1000, "index", True)
@@ -174,7 +175,8 @@ def test_guidance_covers_the_first_steps_alone(first_steps: int | None, guided_s
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key"), [((5.0, "anchor", None), r"guidance\.drop"), ((5.0, "text", 0), r"guidance\.first_steps")]
+    ("arguments", "key"),
+    [((5.0, "text", 0), r"guidance\.first_steps=0"), ((5.0, "text", None, "reuse"), r"guidance\.later=reuse")],
 )
 def test_impossible_guidance_is_refused_by_key(arguments: tuple, key: str):
     with pytest.raises(ValueError, match=key):

@@ -132,7 +132,7 @@ class TestTheRandomnessOfAPart:
         both = lambda drawn: torch.cat(list(drawn))  # noqa: E731
         assert torch.equal(both(draws.noise(latent[:2]) for draws in two), single.noise(latent))
         assert torch.equal(both(draws.uniform(2) for draws in two), single.uniform(4))
-        assert torch.equal(both(draws.dropout_mask(2, 0.5) for draws in two), single.dropout_mask(4, 0.5))
+        assert torch.equal(both(draws.dropout_masks(2, 0.5)[0] for draws in two), single.dropout_masks(4, 0.5)[0])
         perturbed = both(
             draws.perturb(run.degradation, part, draws.degrade())
             for draws, part in zip(two, latent.split(2), strict=True)

@@ -26,6 +26,7 @@ from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
 from pw.data.shards import seeded_rng
 from pw.io import arguments
+from pw.io.arguments import ConfigError
 from pw.io.video import read_video
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
@@ -33,7 +34,7 @@ from pw.prepare.encode import EncodingReport, encode, main
 from pw.prepare.encoding import Encoding, LatentsOptions, bf16_bytes, estimate, find_weights, plan_encoding, sizes
 from pw.run.build import Run, build
 from pw.sample.clip_folders import reference_folder
-from pw.sample.evaluate import check_sampling, evaluation_texts, sample
+from pw.sample.evaluate import check_sampling, evaluation_anchors, evaluation_texts, load_stage, sample, synthesise
 from pw.stages import stage_module
 from pw.stages.stage import SeededDraws
 from pw.train.loop import train
@@ -488,6 +489,18 @@ class TestAnAblationAtWansScale:
             assert json.loads((real / "done.json").read_text())["captions"][0].startswith("a val clip, ")
             assert runs[arm].shape == (2, FRAMES, HEIGHT, WIDTH, 3)
         assert not np.array_equal(*runs.values())
+        offloaded = build([*run.config.overrides, "trainer.offload=group"])
+        assert offloaded.signature == run.signature
+        modules = (load_stage(one, tmp_path / "outputs") for one in (run, offloaded))
+        anchor = evaluation_anchors(run, tmp_path / "outputs", 0)
+        assert anchor is not None
+        assert torch.equal(*(synthesise(run, module, anchor([0, 1]), [0, 1], 0) for module in modules))
+        rounded = sample(build([*run.config.overrides, "trainer.storage=fp8"]), tmp_path / "outputs")
+        clips = np.stack([read_video(path) for path in sorted(rounded.glob("*.mkv"))])
+        assert not np.array_equal(clips, runs["objective=shortcut"])
+        assert np.abs(clips.astype(float) - runs["objective=shortcut"]).mean() < 8  # of 255
+        with pytest.raises(ConfigError, match=r"^trainer\.storage=fp8: is for .* sampling; leave it out to train$"):
+            sample(build([*run.config.overrides, "weighting.p=0.1", "trainer.storage=fp8"]), tmp_path / "outputs")
         texts = evaluation_texts(run, tmp_path / "outputs", 2, 0)
         assert texts is not None
         assert not torch.equal(texts[0][0], texts[0][1])

@@ -32,7 +32,14 @@ ROOT = Path(__file__).parents[2]
 NEIGHBOURS = {
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
-    "guidance=on": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"],
+    **{
+        f"guidance={name}": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"]
+        for name in ("on", "first_steps", "reuse")
+    },
+    "guidance=baked": [
+        *("target.guidance=finest", "target.guidance_scale=3", "target.guidance_drop=text_and_anchor"),
+        "train.condition_dropout=0.1",
+    ],
     "step_sampler=none": ["objective=flow"],
     "target=none": ["objective=flow"],
     "turns=none": ["objective=flow"],
@@ -190,6 +197,7 @@ class TestThePapersRecipe:
 
 
 # Another legal value of every key of the default configuration, by what it changes.
+BAKED = "guidance=baked target.guidance_scale=3 target.guidance_drop=text_and_anchor train.condition_dropout=0.1"
 CHANGES_WEIGHTS = {
     "backbone.patch_size": "backbone.patch_size=[1,2,2]",
     "backbone.num_attention_heads": "backbone.num_attention_heads=1",
@@ -238,6 +246,12 @@ CHANGES_WEIGHTS = {
     "weighting.normalise": "weighting.normalise=batch",
     "target.halves": "target.halves=equal",
     "target.target_network": "target.target_network=ema",
+    "target.guidance": f"{BAKED} target.guidance=every",
+    "target.guidance_scale": f"{BAKED} target.guidance=finest",
+    "target.guidance_drop": f"{BAKED} target.guidance=finest",
+    "train.dropout": "train.dropout=both_or_text",
+    "train.sizes": "train.sizes=[0.5,1]",
+    "data.captions": "data.captions=texture",
     "objective.flow_weight": "objective.flow_weight=bell",
     "injector.gate": "injector.gate=fixed",
     "injector.blocks": "injector.blocks=[0,1]",
@@ -275,6 +289,9 @@ CHANGES_CLIPS = {
     "guidance.scale": "guidance=on guidance.drop=text_and_anchor",
     "guidance.drop": "guidance=on guidance.drop=text_and_anchor",
     "guidance.first_steps": "guidance=on guidance.drop=text_and_anchor guidance.first_steps=1",
+    "guidance.later": "guidance=reuse guidance.drop=text_and_anchor",
+    "sampling.sizes": "sampling.sizes=[0.5,0.5,1,1]",
+    "sampling.init": "sampling.init=anchor sampling.timesteps=[800,600,400,200]",
 }
 CHANGES_NOTHING = {
     "sampling.batch_size": "sampling.batch_size=4",
@@ -299,6 +316,8 @@ CHANGES_NOTHING = {
 HAS_NO_OTHER_VALUE = {
     "trainer.devices",
     "trainer.offload_activations",
+    "trainer.offload",
+    "trainer.storage",
     "trainer.weights",
     "start.shipped",
 }  # without others
@@ -343,6 +362,13 @@ class TestASignature:
         on_device, on_host = run_of(checkpointed), run_of(checkpointed, "trainer.offload_activations=true")
         assert on_host.trainer != on_device.trainer
         assert on_host.signature == on_device.signature
+
+    def test_differs_for_weights_in_8_bits_in_the_clips_alone_and_not_for_offloaded_ones(self) -> None:
+        plain, rounded, offloaded = (
+            run_of("scale=2k", *more) for more in ((), ("trainer.storage=fp8",), ("trainer.offload=group",))
+        )
+        assert plain.training_signature == rounded.training_signature == offloaded.training_signature
+        assert plain.signature == offloaded.signature != rounded.signature
 
     def test_differs_between_any_two_of_these_trainings(self) -> None:
         lines = dict.fromkeys(CHANGES_WEIGHTS.values())
@@ -460,6 +486,16 @@ WRONG = [
     ("trainer.threads=0", ["trainer.threads=0", "at least 1"]),
     ("trainer.devices=2", ["trainer.devices=2", "one device"]),
     ("trainer.offload_activations=true", ["trainer.offload_activations=true", "train.checkpoint_activations=true"]),
+    ("trainer.offload=model", ["trainer.offload='model'", "one of none, group"]),
+    ("trainer.storage=fp4", ["trainer.storage='fp4'", "one of as_computed, fp8", "did you mean fp8?"]),
+    ("trainer.offload=group", ["trainer.offload=group", "scale=tiny", "set scale=2k"]),
+    ("trainer.storage=fp8", ["trainer.storage=fp8", "scale=tiny", "set scale=2k"]),
+    ("scale=2k trainer=fsdp trainer.offload=group", ["trainer.offload=group: trainer=fsdp", "set trainer=gpu"]),
+    ("scale=2k trainer=ddp trainer.storage=fp8", ["trainer.storage=fp8: trainer=ddp", "set trainer=gpu"]),
+    (
+        "scale=2k trainer.compile=true trainer.storage=fp8",
+        ["trainer.storage=fp8", "trainer.compile=true", "set trainer.compile=false", "trainer.offload=group"],
+    ),
     ("schedule.shift=0", ["schedule.shift=0.0", "positive"]),
     ("sampling.num_steps=0", ["sampling.num_steps=0", "at least 1"]),
     ("sampling.start=2", ["sampling.start=2", "(0, 1]"]),

@@ -23,7 +23,6 @@ from pw.stages import stage_module
 from pw.stages.stage import AnchorModel, HiresSynth, SeededDraws, Stage, load_start
 from pw.train.batches import batches
 from pw.train.loop import train
-from pw.train.record import training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -83,7 +82,7 @@ def test_the_randomness_of_a_batch_is_a_function_of_seed_and_index():
         return [
             draws.noise(like),
             draws.uniform(2),
-            draws.dropout_mask(64, 0.5).double(),
+            draws.dropout_masks(64, 0.5)[0].double(),
             torch.rand(3, generator=draws.degrade()),
         ]
 
@@ -97,7 +96,7 @@ def test_streams_do_not_shift_each_other():
     draws = SeededDraws(0, 0)
     expected = draws.uniform(4)
     draws.noise(torch.empty(1000))
-    draws.dropout_mask(10, 0.5)
+    draws.dropout_masks(10, 0.5)
     assert torch.equal(draws.uniform(4), expected)
     assert draws.uniform(4).dtype == torch.float64
 
@@ -147,7 +146,7 @@ def test_condition_dropout_zeroes_the_anchors_of_exactly_the_drawn_samples(micro
     module = record(run, 3, 0)
     draws = SeededDraws(run.seed, 3)
     _, condition = module.prepare(run.source.batch(run.seed, 3, 16), draws)
-    is_dropped = draws.dropout_mask(16, 0.5)
+    is_dropped = draws.dropout_masks(16, 0.5)[1]
     assert 0 < int(is_dropped.sum()) < 16
     anchor = module.conditions[0].anchor
     assert torch.equal(anchor[is_dropped], torch.zeros_like(anchor[is_dropped]))
@@ -163,7 +162,7 @@ def test_one_dropout_holds_for_all_three_evaluations_of_a_consistency_batch(micr
 
 
 def test_no_dropout_drops_nothing():
-    assert not SeededDraws(0, 0).dropout_mask(1000, 0.0).any()
+    assert not any(mask.any() for mask in SeededDraws(0, 0).dropout_masks(1000, 0.0))
 
 
 @pytest.mark.parametrize("upsample", ["pixel", "latent"])
@@ -365,7 +364,7 @@ def test_sparse_attention_trains_both_networks_and_counts_what_it_leaves_out(mic
     dense, sparse = (micro(*words, f"attention={name}", "objective=shortcut") for name in ("dense", attention))
     module = module_of(sparse)
     assert module.net.attention == module.ema.attention == sparse.attention
-    assert 0.5 < training_flops(sparse, module) / training_flops(dense, module_of(dense)) < 1
+    assert 0.5 < training_cost(sparse).flops / training_cost(dense).flops < 1
     weights = [load_file(train(run, tmp_path) / "online.safetensors") for run in (dense, sparse)]
     assert not all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
 
@@ -389,12 +388,6 @@ def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
     monkeypatch.setattr(attention_dispatch, "sageattn", as_sage)  # as if it were installed
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
     assert (train(untrained, tmp_path) / "ema.safetensors").exists()
-
-
-def test_what_a_training_took_is_counted_on_the_cpu_whichever_kernel_it_had(micro):
-    """Lightning has brought the network back by then, and a kernel for GPUs alone has nothing to run on."""
-    plain, cudnn = (micro("objective=shortcut", f"trainer.attention={kernel}") for kernel in ("sdpa", "cudnn"))
-    assert training_flops(cudnn, module_of(cudnn)) == training_flops(plain, module_of(plain)) > 0
 
 
 def test_offloading_beyond_the_memory_of_a_container_is_refused_before_anything_is_trained(

@@ -51,6 +51,11 @@ ARMS = {
         *(*OFFLOADED, "train.batch_size=1", "train.accumulate=4"),
     ),
     "adapters": ("objective=shortcut", *SHORT, "train.trainable=adapters", "train.accumulate=2", *OFFLOADED),
+    "guided": (
+        *("objective=shortcut", *SHORT, "step_sampler=uniform", "train.sizes=[0.5,1]", "guidance=baked"),
+        *("target.guidance=finest", "target.guidance_scale=3", "target.guidance_drop=text"),
+        *("data.captions=texture", "train.condition_dropout=0.2", "train.dropout=both_or_text"),
+    ),
     "bf16": ("objective=shortcut", *SHORT, "train.precision=bf16"),
     "sparse": (
         *("objective=shortcut", *SHORT, "train.checkpoint_activations=true"),
@@ -58,7 +63,8 @@ ARMS = {
     ),
 }
 BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
-BY_TWO += [("fsdp", "bf16"), ("context", "ema_target"), ("context", "sparse")]
+BY_TWO += [("fsdp", "bf16"), ("fsdp", "guided"), ("context", "ema_target"), ("context", "guided")]
+BY_TWO += [("context", "sparse")]
 BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters"), ("context", "shortcut")]
 STOPPED = "stopped by 15, code 143"
 

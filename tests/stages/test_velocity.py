@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pw.cost.counts import evaluations
 from pw.io.wan_weights import overrides_of
 from pw.nn.backbone import Backbone
 from pw.nn.networks import Network, load_network
 from pw.run.build import Run, build
-from pw.stages.velocity import Condition, evaluations, integrate
+from pw.stages.velocity import Condition, integrate
 
 SIZE = (
     *("scale=tiny", "codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none"),

@@ -19,7 +19,8 @@ from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.loop import outputs_word
 from pw.train.record import training_folder
 
-BESIDE = ("table.md", "table.tex", "table.csv", "table.json", "plot.png", "contact_sheet.png")
+PICTURES = {"frontier.png": "Time against quality", "plot.png": "Plot"}
+BESIDE = ("table.md", "table.tex", "table.csv", "table.json", *PICTURES, "contact_sheet.png")
 
 
 def ablation_evidence(plan: Plan, result: Mapping[str, Any]) -> Evidence:
@@ -33,7 +34,7 @@ def ablation_evidence(plan: Plan, result: Mapping[str, Any]) -> Evidence:
     )
     return replace(
         evidence_of(result),
-        pictures=[("Plot", "plot.png")] if (plan.folder / "plot.png").is_file() else [],
+        pictures=[(text, name) for name, text in PICTURES.items() if (plan.folder / name).is_file()],
         rows=rows,
         compared=(arms[0], arms[-1]) if len(arms) > 1 else ("real", arms[0]),
         about=about,

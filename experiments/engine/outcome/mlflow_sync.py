@@ -33,7 +33,16 @@ from pw.train.record import training_folder
 if TYPE_CHECKING:
     from pw.tracking.mlflow_log import RunRecord
 
-FILES = ("table.md", "index.html", "table.json", "table.csv", "table.tex", "plot.png", "contact_sheet.png")
+FILES = (
+    "table.md",
+    "index.html",
+    "table.json",
+    "table.csv",
+    "table.tex",
+    "plot.png",
+    "frontier.png",
+    "contact_sheet.png",
+)
 
 
 def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row], uri: str | None = None) -> str:

@@ -16,6 +16,7 @@ from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_
 from experiments.engine.job import Row, all_jobs, probe_row
 from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
+from experiments.engine.outcome.planned_cost import planned_cost
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
@@ -160,6 +161,7 @@ def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
         "train_cpu_s": mean(trainings, "cpu_seconds"),
         "sample_cpu_s": mean(samplings, "cpu_seconds"),
         "peak_memory_mb": mean(trainings, "peak_memory_mb"),
+        **planned_cost(plan.ablation, arm.paper_arm),
     }
 
 

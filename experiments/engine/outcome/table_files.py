@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.report import write as report
 from benchmarks.report.contact_sheet import Row, contact_sheet
+from benchmarks.report.frontier import is_planned
 from benchmarks.report.page import MEDIA, PAGE, write_page
 from experiments.engine.outcome.ablation_page import ablation_evidence
 from experiments.engine.plan import Plan
@@ -75,11 +76,13 @@ def write_pictures(plan: Plan, result: dict[str, Any], failures: list[str]) -> N
 
     makers = {
         "plot.png": lambda: report.write(result, folder, ("plot.png",)),
+        **({report.FRONTIER: lambda: report.write(result, folder, (report.FRONTIER,))} if is_planned(result) else {}),
         SHEET: draw_sheet,
         PAGE: lambda: write_page(ablation_evidence(plan, result), folder),
     }
     with naming_failures("the page with its pictures", failures), _locked(folder):
-        (folder / "table.html").unlink(missing_ok=True)  # of an earlier version, and of an earlier table
+        for name in ("table.html", *({report.FRONTIER} - makers.keys())):  # of an earlier version, or another table
+            (folder / name).unlink(missing_ok=True)
         for name, make in makers.items():
             count = len(failures)
             with naming_failures(name, failures):

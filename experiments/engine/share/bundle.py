@@ -42,7 +42,7 @@ FILES = rf"""
     | videos/SIGNATURE/(config\.yaml|done\.json|((anchors|native)/)?[0-9]{{4,9}}\.mkv)
     | reference/SIGNATURE/(done\.json|(real|real_b|anchor(_b)?-SIGNATURE)/[0-9]{{4,9}}\.mkv)
     | scores/SIGNATURE/scores\.(json|csv)
-    | ABLATION/(index\.html|table\.(md|tex|csv|json)|plot\.png|contact_sheet\.png)
+    | ABLATION/(index\.html|table\.(md|tex|csv|json)|(plot|frontier|contact_sheet)\.png)
     | ABLATION/page/[0-9a-f]{{1,64}}(-preview)?\.(png|mp4)
 """  # fmt: skip
 MANY = "*"  # any key, in a shape

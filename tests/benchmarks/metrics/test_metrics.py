@@ -74,7 +74,7 @@ def test_identical_folders_score_perfectly():
     for name, metric in METRICS.items():
         if metric.family != "reference":
             continue
-        if name != "mhd":
+        if name not in ("mhd", "class_share"):  # of which no value is the best
             assert measure(name, batch) == pytest.approx(1.0 if metric.direction == "one" else 0.0, abs=1e-6), name
 
 

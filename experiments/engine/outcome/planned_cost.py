@@ -1,0 +1,28 @@
+"""What the plan says of an arm at 2K and 4K: seconds and gigabytes of one video on an H200, beside the tiny scores."""
+
+from __future__ import annotations
+
+from experiments.engine.ablation import Ablation
+from pw.cost.generation_cost import generation_cost, stages_of
+from pw.cost.rates import parse_gpus
+from pw.io.arguments import ConfigError
+from pw.run.build import build
+
+SCALES = ("2k", "4k")
+CARD = "H200"
+
+
+def planned_cost(ablation: Ablation, arm: str) -> dict[str, float]:
+    """`plan_2k_s`, `plan_2k_gb` and so on; empty if the ablation does not price the arm. Raises ConfigError."""
+    if arm not in ablation.planned:
+        return {}
+    cost: dict[str, float] = {}
+    for scale in SCALES:
+        try:
+            run = build([f"scale={scale}", *ablation.planned[arm].split()])
+        except ConfigError as error:
+            raise error.with_prefix(f"planned[{arm!r}]: ") from error
+        generation = generation_cost(*stages_of(run))
+        cost[f"plan_{scale}_s"] = generation.seconds(parse_gpus(CARD).tflops)
+        cost[f"plan_{scale}_gb"] = generation.worst.needs / 1e9
+    return cost
