@@ -21,7 +21,7 @@ from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
 from pw.nn.placement import offload_blocks, store_in_fp8
-from pw.nn.sparse_attention import SparseMask
+from pw.nn.sparse_attention import COMPILED, SparseMask
 
 # flash4 replaces torch's own flash kernel, see `_choose_flash`
 KERNELS = {
@@ -35,7 +35,6 @@ KERNELS = {
 SLICE = 1024  # tokens that a kernel is checked on
 # Largest relative error of a kernel. sdpa in bf16 has 0.0033, and it has gradients (D114); sage computes with 8 bits.
 MAX_ERROR = {"sdpa": 0.01, "sage": 0.1}
-COMPILED = 64  # compiled variants of a block, at most; a process needs few
 
 
 @dataclass(frozen=True)

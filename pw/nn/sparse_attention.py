@@ -22,6 +22,7 @@ from pw.nn import options
 from pw.nn.adapters import resize_frames, without_autocast
 from pw.nn.token_blocks import Grid, block_count, first_seen, kept_count, tile_order, window_blocks
 
+COMPILED = 64  # compiled variants of a function, at most; a process needs few
 FAINT = 1e-4  # what differs less from the mean of the anchor, whose latents are about 1, is like anything
 NEARNESS = 1e-3  # of similarity, across the whole clip: it decides between anchor blocks that are alike
 
@@ -49,7 +50,7 @@ class SparseMask:
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of [B, H, L, d] each."""
         if query.is_cuda and math.prod(self.choice.tile) % options.FLEX_BLOCK == 0:
-            return self.attend_by_blocks(query, key, value, _compiled())
+            return self.attend_by_blocks(query, key, value, compiled_flex_attention())
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.as_tensor(query, key))
 
     def attend_by_blocks(
@@ -141,8 +142,12 @@ def _seen(chosen: Tensor, count: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+def compiled_flex_attention() -> Any:
+    """FlexAttention, compiled once for every size. Uncompiled it would store the scores of all pairs, so beyond torch's
+    limit of sizes it must raise, which `fullgraph` sees to."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(COMPILED, config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 @lru_cache(maxsize=16)

@@ -10,10 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from pw.nn import options
-from pw.nn.sparse_attention import SparseMask
+from pw.nn.sparse_attention import SparseMask, compiled_flex_attention
 from pw.nn.token_blocks import Grid, block_count, density, kept_count, tile_order
 
 GRID, TILE = (3, 5, 4), (3, 2, 2)
@@ -66,7 +65,7 @@ def test_a_compiled_kernel_reads_the_lists_of_blocks_as_they_are_meant(choice: o
     """Uncompiled, FlexAttention looks at no list. Blocks of 128 tokens and a last one of 21; two masks, one kernel."""
     grid = (5, 11, 19)
     torch.compiler.reset()
-    kernel = torch.compile(flex_attention, dynamic=False)
+    kernel = compiled_flex_attention()
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):  # ty: ignore[unresolved-attribute]
         for number in range(2):
             tokens, anchor = inputs(grid, batch=1, width=32)

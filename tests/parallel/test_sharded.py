@@ -216,6 +216,7 @@ def mesh() -> Iterator[Any]:
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_a_network_that_is_split_attends_as_a_whole_one(attention: str, mesh: Any) -> None:
     from pw.parallel.sharded import shard

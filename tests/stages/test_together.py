@@ -57,9 +57,14 @@ ARMS = {
         *("data.captions=texture", "train.condition_dropout=0.2", "train.dropout=both_or_text"),
     ),
     "bf16": ("objective=shortcut", *SHORT, "train.precision=bf16"),
+    "sparse": (
+        *("objective=shortcut", *SHORT, "train.checkpoint_activations=true"),
+        *("attention=anchor", "attention.density=0.5", "attention.tile=[2,2,1]"),
+    ),
 }
 BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
 BY_TWO += [("fsdp", "bf16"), ("fsdp", "guided"), ("context", "ema_target"), ("context", "guided")]
+BY_TWO += [("context", "sparse")]
 BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters"), ("context", "shortcut")]
 STOPPED = "stopped by 15, code 143"
 
