@@ -114,11 +114,12 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 def load_codec(request: GenerationRequest) -> WanCodec:
     choice: Any = request.hires.codec
+    compiles = bool(request.hires.trainer.compile)
     if has_small_vae(request):
         return random_codec(choice, request.device, SMALL_VAE)
     if request.weights is None:
-        return WanCodec.random(choice, request.device)
-    return WanCodec.load(choice, request.weights, request.device)
+        return WanCodec.random(choice, request.device, compile=compiles)
+    return WanCodec.load(choice, request.weights, request.device, compile=compiles)
 
 
 def decode(task: Task) -> None:
@@ -150,7 +151,7 @@ def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
     frames = np.empty((run.scale.frames, height, width, 3), dtype=np.uint8)
     tiles = math.prod(map(len, codec.choice.tiles(height, width)))
     calls = math.ceil(tiles / trainer.context) * latent.shape[2]  # of the decoder, for each tile and latent frame
-    hook = codec.vae.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
+    hook = codec.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
     try:
         for row, band in codec.bands(latent, trainer.context):
             frames[:, row : row + band.shape[-2]] = _pixels(band[0])
@@ -166,7 +167,8 @@ def _pixels(band: Tensor) -> NDArray[Any]:
     """
     if not band.isfinite().all():
         raise ValueError("the decoded video is not finite; codec.precision=fp32 may help")
-    return band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    pixels = band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # ordered here: a host copies strides 16 x slower
 
 
 def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any]) -> None:
@@ -189,6 +191,7 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "frames": run.scale.frames,
         "fps": request.options.fps,
         "quality": request.quality,
+        "decode": decode_entry(request),
         "weights": None if request.weights is None else str(request.weights),
         "anchor": _stage_entry(request.anchor, request.anchor_source),
         "hires": _stage_entry(run, request.hires_source),
@@ -201,6 +204,12 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         **{key: getattr(run.trainer, key) for key in ("attention", "compile", "processes", "context")},
         **provenance(),
     }
+
+
+def decode_entry(request: GenerationRequest) -> dict[str, Any]:
+    codec: Any = request.hires.codec
+    names = ("decoder", "decoder_file", "precision", "overlap")
+    return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 
 
 def _stage_entry(run: Run, source: str) -> dict[str, Any]:

@@ -175,6 +175,20 @@ def check_processes(run: Run) -> None:
         torch.cuda.set_device(place.local_rank)
 
 
+def with_tiles(hires: Run, anchor: Run) -> tuple[Run, Run]:
+    """The stages with the tile of `codec.tile=auto`, by the memory of the smallest GPU; on a CPU it stays."""
+    if hires.trainer.accelerator != "gpu":
+        return hires, anchor
+    from pw.cost.generation_cost import with_tile
+
+    devices = range(hires.trainer.devices)
+    memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    tiled_hires, tiled_anchor = with_tile((hires, anchor), memory)
+    assert tiled_hires is not None
+    assert tiled_anchor is not None
+    return tiled_hires, tiled_anchor
+
+
 def check_memory(hires: Run, anchor: Run) -> None:
     """Raises ValueError, with the nearest setting that fits, if the GPU memory is too small."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory

@@ -189,7 +189,7 @@ def training_flops(run: Run, module: Any) -> float:
     """Floating-point operations of the whole training, in multiples of a counted forward: 3 for an update (a backward
     counts as two forwards), and 2 more for the targets of a consistency update."""
     if run.text is not None:  # a forward in fp32, to count it, could run out of memory after a week of training
-        return training_cost(run).flops
+        return training_cost(run).flops.total
     from torch.utils.flop_counter import FlopCounterMode
 
     from pw.nn.backbone import Backbone
