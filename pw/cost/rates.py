@@ -176,8 +176,8 @@ def record_rates(card: str, rates: Mapping[str, float]) -> None:
 def _measurements() -> dict[str, dict[str, float]]:
     if not RATES.exists():
         return {}
-    content = read_json(RATES)
-    rows = content.values() if isinstance(content, dict) else [None]
+    content = read_json(RATES) or {"": None}
+    rows = content.values()
     if not all(isinstance(row, dict) and row.keys() <= {*TYPES} and all(map(_is_rate, row.values())) for row in rows):
         raise ConfigError(f"{RATES}: is not what `pw bench what=generate` writes; remove it, and measure again")
     return content

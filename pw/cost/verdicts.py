@@ -165,9 +165,9 @@ def generation_changes(run: Run, memory: float) -> list[dict[str, Any]]:
     if isinstance(codec, options.WanVAE):
         if codec.precision == "fp32":
             changes.append({"codec.precision": "bf16"})
-        tile = last_stage(with_tile((run.with_values({"codec.tile": "auto"}), None), memory)).codec.tile
-        if tile != codec.tile:
-            changes.append({"codec.tile": tile})
+        best = last_stage(with_tile((run.with_values({"codec.tile": "auto"}), None), memory)).config["codec"]["tile"]
+        if best != codec.tile:
+            changes.append({"codec.tile": best})
     return changes
 
 

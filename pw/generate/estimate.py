@@ -37,7 +37,7 @@ def part_seconds(request: GenerationRequest) -> dict[str, float]:
     seconds = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
     cost = generation_cost(request.hires, request.anchor)
     for phase in cost.phases:
-        is_vae = phase.flops.encode or (phase.flops.decode and request.hires.codec.decoder == "vae")
+        is_vae = phase.flops.encode or (phase.flops.decode and request.hires.config["codec"]["decoder"] == "vae")
         share = (width / WAN_DECODER) ** 2 if is_vae else 1.0
         seconds[PARTS.get(phase.name, "hires")] += share * phase.seconds(rates)
     if request.weights is None:  # random embeddings take no time

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost.counts import stage_latent
 from pw.generate.stage_runs import (
+    check_decoder,
     check_memory,
     check_processes,
     split_overrides,
@@ -232,6 +233,7 @@ def make_request(
     stage_overrides = with_training(sources[0], overrides), with_training(sources[1], anchor_overrides)
     hires, anchor = stage_runs(*stage_overrides, weights, options.frames)
     check_processes(hires)
+    check_decoder(hires)
     check_device(hires)
     hires, anchor = with_tiles(hires, anchor)
     check_memory(hires, anchor)

@@ -175,6 +175,13 @@ def check_processes(run: Run) -> None:
         torch.cuda.set_device(place.local_rank)
 
 
+def check_decoder(run: Run) -> None:
+    """Raises ConfigError if the file of a small decoder is not there; its content is read with the other weights."""
+    file = getattr(run.codec, "decoder_file", None)
+    if file is not None and not Path(file).is_file():
+        raise ConfigError(f"codec.decoder_file={file}: no such file; taew2_2.safetensors of TAEHV is one")
+
+
 def with_tiles(hires: Run, anchor: Run) -> tuple[Run, Run]:
     """The stages with the tile of `codec.tile=auto`, by the memory of the smallest GPU; on a CPU it stays."""
     if hires.trainer.accelerator != "gpu":

@@ -146,7 +146,7 @@ class WanVAE:
 
     precision     of its weights; fp32 is the reference, bf16 halves memory and time
     tile          longest side of a tile, px; 0 for one piece; `auto`: 768, but `pw generate` decodes on a GPU in tiles
-                  as large as its memory allows (`pw.cost.tiles`)
+                  as large as its memory allows (D115)
     overlap       px by which neighbouring tiles overlap, blended by a cosine
     decoder       `vae`, its own; `tiny`: a small network of `pw.nn.tiny_decoder` in `decoder_file`, a .safetensors
     """

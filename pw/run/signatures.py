@@ -167,7 +167,7 @@ def of_samples(run: Run, evaluation_seed: int) -> str:
         values["negative_prompt"] = run.text.negative_prompt
         values["weights"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
         values["attention"] = run.trainer.attention == "sage"  # the only inexact kernel
-    if getattr(run.codec, "decoder_file", None) is not None:
+    if isinstance(run.codec, options.WanVAE) and run.codec.decoder_file is not None:
         values["decoder"] = _fingerprint(Path(run.codec.decoder_file))
     return digest(without_modules(values))
 

@@ -53,8 +53,9 @@ class TestRates:
             assert not rates_of_gpus(parse_gpus(other)).measured
 
     def test_of_a_plan_are_the_measured_ones_unless_it_is_given_one_for_all(
-        self, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
         record_rates("NVIDIA H200", {"linear": 500.0, "attention": 600.0})
         words = ["scale=4k", "gpus=1xH200", "for=generation", f"json={tmp_path / 'plan.json'}"]
         assert plan(words) == 0

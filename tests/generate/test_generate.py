@@ -26,6 +26,7 @@ from pw.io.manifest import write_mark
 from pw.io.progress import duration
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
+from pw.nn.tiny_decoder import TinyDecoder
 from pw.run.build import build
 from pw.train.record import training_folder, write_config
 
@@ -125,6 +126,27 @@ class TestOnePrompt:
         assert shares[-1] == pytest.approx(1.0)
         assert sum(p.numel() for p in load_codec(request).vae.parameters()) < 5e6  # Wan's has 705 million
 
+    def test_may_be_decoded_by_a_small_decoder(self, call: Any, tmp_path: Path) -> None:
+        """It is another video, by a name of its own, and its manifest says so."""
+        file = tmp_path / "tiny.safetensors"
+        net = TinyDecoder(4, (8, 8, 8, 8), (1, 2, 2))
+        save_file(net.state_dict(), file)
+        words = ("prompt=a heron", "lossless=true")
+        by_vae, by_tiny = call(*words), call(*words, "codec.decoder=tiny", f"codec.decoder_file={file}")
+        [path], shares = generate(by_vae), []
+        [small] = generate(by_tiny, lambda what, share, part: shares.append(part) if what == "decoding" else None)
+        latent = load_file(by_tiny.anchor_file(by_tiny.prompts[0]))["latent"]
+        assert torch.equal(latent, load_file(by_vae.anchor_file(by_vae.prompts[0]))["latent"])
+        assert small.name != path.name
+        assert not np.array_equal(read_video(small), read_video(path))
+        assert [share for share in shares if share] == pytest.approx([0.5, 1.0])  # two latent frames
+        decode = json.loads(by_tiny.manifest(by_tiny.prompts[0]).read_text())["decode"]
+        assert (decode["decoder"], decode["decoder_file"], decode["tile"]) == ("tiny", str(file), 768)
+        torch.nn.init.zeros_(net.decoder[-1].get_parameter("bias"))
+        save_file(net.state_dict(), file)
+        again = call(*words, "codec.decoder=tiny", f"codec.decoder_file={file}")
+        assert again.prompts[0].name not in (by_tiny.prompts[0].name, by_vae.prompts[0].name)
+
     @pytest.mark.slow
     def test_tells_how_far_the_decode_is_by_tiles_and_frames(self, call: Any) -> None:
         request = call("prompt=a heron", "frames=9", "codec.tile=64", "codec.overlap=16")
@@ -210,7 +232,10 @@ class TestACallThatWasStopped:
 class TestTheNameOfAVideo:
     @pytest.mark.parametrize(
         "word",
-        ["text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3", "injector=alpha_zero"],
+        [
+            *("text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3"),
+            *("injector=alpha_zero", "codec.tile=512", "codec.overlap=64"),
+        ],
     )
     def test_changes_with_what_is_made(self, call: Any, word: str) -> None:
         assert call("prompt=a heron").prompts[0].name != call("prompt=a heron", word).prompts[0].name
@@ -366,6 +391,9 @@ WRONG = [
     (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; use 64 or 80"),
     (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* use 64 or 96"),
     (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
+    (("prompt=a", "codec.decoder=tiny"), r"codec\.decoder=tiny: set codec\.decoder_file"),
+    (("prompt=a", "codec.decoder=tiny", "codec.decoder_file=/no"), r"codec\.decoder_file=/no: no such file; taew2_2"),
+    (("prompt=a", "codec.tile=large"), r"codec\.tile='large': expected a whole number or one of auto"),
     (("prompt=a", "quality=60"), r"quality=60: a whole number from 0 to 51"),
     (("prompt=a", "fps=fast"), r"fps=fast: a number from 1 to 240"),
     (("prompt=a", "lossless=yes"), r"lossless=yes: true or false"),

@@ -89,7 +89,7 @@ class TestTheDecoderOnAGpu:
     def test_compiled_makes_the_same_with_graphs_for_the_first_clip_alone(
         self, pipeline: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of its tiles one has graphs, for the frames that fill the memory of the convolutions and for the others. Without
+        """Of its tiles one has graphs, for the frames that fill the convolutions' memory and for the others. Without
         Inductor, which takes three minutes for this on a CPU."""
         monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
         codec, plain = WanCodec.load(TILED, pipeline[0], "cpu", compile=True), WanCodec.load(TILED, pipeline[0], "cpu")
