@@ -187,7 +187,7 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
         "guidance": run.guidance.scale,
         "evaluations": evaluations(run),
         "attention": run.trainer.attention,
-        "compile": run.trainer.compile,
+        "compile": bool(run.trainer.compile),
         "guidance_batch": run.trainer.guidance_batch,
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
         "evaluation_seconds": timings,

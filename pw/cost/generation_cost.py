@@ -46,6 +46,19 @@ class GenerationCost:
     def worst(self) -> Moment:
         return max(self.phases, key=lambda phase: phase.bytes)
 
+    def together(self, *, with_text: bool = False) -> Moment:
+        """All networks on the device at once, beside the largest working set of a phase."""
+        phases = [phase for phase in self.phases if with_text or phase.name != "text"]
+        weights = {  # the VAE of several phases is one
+            "VAE" if phase.flops.decode or phase.flops.encode else phase.name: part
+            for phase in phases
+            for part in phase.parts
+            if part.name == "weights"
+        }
+        rest = max((sum(part.bytes for part in phase.parts if part.name != "weights") for phase in phases), default=0)
+        parts = [replace(part, name=f"weights of {name}") for name, part in weights.items()]
+        return Moment("all networks", (*parts, Part("working set", rest, "assumed")))
+
 
 def stages_of(run: Run) -> Stages:
     """The stages that generate with a run: only stage I for a stage I run, only stage II without an injector."""

@@ -7,7 +7,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pw.cost.counts import parameters
 from pw.generate.estimate import SMALL_VAE, has_small_vae, part_seconds
+from pw.generate.models import FileWriter, Models
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video
@@ -39,16 +41,24 @@ class Task:
     prompts  the prompts of this process, alone or together with others
     team     all processes of the request
     writes   whether this process writes the files; of a group with the same prompts, one does
+    models   its networks; if they are kept, each prompt goes through all parts before the next one
 
     Each prompt has the parts text, anchor (stage I), hires (stage II) and decode.
     """
 
     def __init__(
-        self, request: GenerationRequest, prompts: list[Prompt], team: Team, writes: bool, progress: PartProgress | None
+        self,
+        request: GenerationRequest,
+        prompts: list[Prompt],
+        team: Team,
+        writes: bool,
+        models: Models,
+        progress: PartProgress | None,
     ) -> None:
-        self.request, self.prompts, self.team, self.writes, self.progress = request, prompts, team, writes, progress
+        self.request, self.prompts, self.team, self.writes = request, prompts, team, writes
+        self.models, self.progress = models, progress
         self.seconds = part_seconds(request)
-        self.seconds["decode"] += self.seconds.pop("file")
+        self.seconds.pop("file")  # written beside the next work
         self.required = dict.fromkeys(self.seconds, float(len(prompts)))  # prompts to make, for each part
         self.completed = dict.fromkeys(self.seconds, 0.0)
 
@@ -63,6 +73,8 @@ class Task:
             total = sum(self.required[p] * self.seconds[p] for p in self.seconds)
             done = sum(self.completed[p] * self.seconds[p] for p in self.seconds)
             part_share = self.completed[part] / self.required[part] if self.required[part] else 1.0
+            if self.models.keep:  # of this prompt
+                part_share = math.ceil(self.completed[part]) and 1 - (-self.completed[part]) % 1
             self.progress(label, min(1.0, done / total) if total else 1.0, min(1.0, part_share))
 
     def record(self, part: str, prompt: Prompt, start: float) -> dict[str, str]:
@@ -122,25 +134,38 @@ def load_codec(request: GenerationRequest) -> WanCodec:
     return WanCodec.load(choice, request.weights, request.device, compile=compiles)
 
 
-def decode(task: Task) -> None:
-    """Decode the latents into videos with manifests, then remove the latents."""
-    request, codec = task.request, None
+def decode(task: Task, prompts: Sequence[Prompt], writer: FileWriter) -> None:
+    """Decode the latents into videos; `writer` writes them with their manifests, then removes the latents."""
+    request = task.request
     task.team.wait()  # until other processes have written the latents
-    for prompt in task.prompts:
-        if codec is None:
-            task.add("decode", 0.0, "loading the VAE")
-            codec = load_codec(request)
-            task.add("decode", 0.0, "decoding")
+    codec = task.models.get("codec", lambda: _load_codec(task)) if prompts else None
+    for prompt in prompts:
+        assert codec is not None
         start = time.perf_counter()
         frames = _decoded(task, codec, prompt)
-        if not task.writes:
-            continue
-        _write_video(request, prompt, frames)
-        task.record("decode", prompt, start)
-        write_json(request.manifest(prompt), manifest(request, prompt))
-        request.remove_latents(prompt)
+        if task.writes:
+            task.record("decode", prompt, start)
+            writer.submit(partial(_finish, request, prompt, frames, writer.is_abandoned))
+        del frames  # 3 GB of a 4K clip, beside those that are being written
     del codec
+    task.models.release()
     release_memory(request.device)
+
+
+def _load_codec(task: Task) -> WanCodec:
+    task.add("decode", 0.0, "loading the VAE")
+    codec = load_codec(task.request)
+    task.add("decode", 0.0, "decoding")
+    return codec
+
+
+def _finish(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]) -> None:
+    """Write a video and its manifest, and remove its latents."""
+    start = time.perf_counter()
+    _write_video(request, prompt, frames, is_abandoned)
+    request.seconds.setdefault(prompt.name, {})["file"] = round(time.perf_counter() - start, 3)
+    write_json(request.manifest(prompt), manifest(request, prompt))
+    request.remove_latents(prompt)
 
 
 def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
@@ -171,10 +196,12 @@ def _pixels(band: Tensor) -> NDArray[Any]:
     return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # ordered here: a host copies strides 16 x slower
 
 
-def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any]) -> None:
+def _write_video(
+    request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]
+) -> None:
     path, options = request.video(prompt), request.options
     if path.suffix != ".png":
-        write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=request.crf)
+        write_video(path, frames, options.fps, options.lossless, request.crf, is_abandoned)
         return
     with replacing(path) as partial:
         Image.fromarray(frames[0]).save(partial, format="png")
@@ -201,7 +228,8 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "peak_memory_gb": request.peaks.get(prompt.name, {}),
         "device": torch.cuda.get_device_name() if request.device == "cuda" else "CPU",
         "torch": torch.__version__,
-        **{key: getattr(run.trainer, key) for key in ("attention", "compile", "processes", "context")},
+        **{key: getattr(run.trainer, key) for key in ("attention", "processes", "context")},
+        "compile": bool(run.trainer.compile),
         **provenance(),
     }
 

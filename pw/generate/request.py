@@ -188,7 +188,7 @@ class GenerationRequest:
 def network_of(run: Run) -> Network:
     from pw.nn.networks import Network
 
-    return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    return Network(run.backbone, run.injector, run.trainer.attention, bool(run.trainer.compile), run.seed)
 
 
 def _read_prompts(options: GenerateOptions) -> list[Text]:
@@ -215,6 +215,7 @@ def make_request(
 
     announce  called before the last checks, which import torch and diffusers, for half a minute on a slow disk
     """
+    from pw.generate.estimate import pays_to_compile
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
@@ -241,6 +242,8 @@ def make_request(
     check_writable("out", out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
     request.prompts = _named_prompts(request, texts)
+    if hires.trainer.compile is None and pays_to_compile(request):
+        request.hires, request.anchor = (run.with_values({"trainer.compile": True}) for run in (hires, anchor))
     announce(request)
     _check_weights(request)
     return request

@@ -168,7 +168,8 @@ class Trainer:
     context         number of processes of a machine that share the tokens of a clip (context parallelism,
                     `pw.nn.backbone`), when its activations are too large for one device
     attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses
-    compile         torch.compile for each block
+    compile         torch.compile for each block, and for the VAE's decoder in generation; null: in generation on a GPU
+                    if its prompts are enough to gain by it, otherwise not
     weights         folder of Wan's weights in diffusers' layout; null: the folder of `pw weights`
     guidance_batch  both branches of guidance in one batch: faster, with twice the activations
     offload_activations  keep the inputs of checkpointed blocks in CPU memory until backward: longer clips fit, at
@@ -179,7 +180,7 @@ class Trainer:
     devices: Annotated[Count, Range(1, 1024)]
     threads: Annotated[Count, Range(1, 4096)]
     attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
-    compile: bool
+    compile: bool | None
     guidance_batch: bool
     weights: str | None
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"

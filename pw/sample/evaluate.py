@@ -169,7 +169,7 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     if run.text is not None:  # one network of 5e9 weights, not two
         from pw.nn.networks import Network, load_network
 
-        network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+        network = Network(run.backbone, run.injector, run.trainer.attention, bool(run.trainer.compile), run.seed)
         module.ema = load_network(network, str(path), None, device)
         return module.eval().to(device)
     module.configure_model()

@@ -109,7 +109,7 @@ def check_kernel(run: Run) -> None:
     """Compute a small example with the attention kernel. Raises ValueError when it does not work on this machine."""
     from pw.nn import networks
 
-    network = networks.Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    network = networks.Network(run.backbone, run.injector, run.trainer.attention, bool(run.trainer.compile), run.seed)
     trains = run.train.precision if run.train.updates else None
     networks.check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
 
