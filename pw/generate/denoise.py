@@ -13,6 +13,7 @@ from torch import Tensor
 from pw.cost.counts import stage_latent
 from pw.data.degradation import resize
 from pw.data.procedural import generator
+from pw.generate.models import TEXT
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt, network_of
 from pw.io.files import digest
@@ -48,7 +49,7 @@ class Denoising:
 def encode_texts(task: Task) -> Embedding:
     """A function text -> embedding: random, or encoded once and read from the cache on disk."""
     request = task.request
-    encoder = request.text_encoder()
+    encoder = task.models.get(TEXT, request.text_encoder)
     if encoder is None:
         shape = request.hires.backbone.text_tokens, request.hires.backbone.text_dim
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
@@ -61,7 +62,9 @@ def encode_texts(task: Task) -> Embedding:
         encoder.encode(prompt.text)
         task.add("text", 1.0, "encoding prompts")
         task.record("text", prompt, start)
-    encoder.free()
+    if not task.models.keeps_text:
+        encoder.free()
+    task.models.release()
     release_memory(request.device)
     task.team.wait()  # until all texts are on disk
     return encoder.encode

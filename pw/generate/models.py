@@ -14,13 +14,18 @@ from pw.generate.request import GenerationRequest
 from pw.io.host import free_memory
 
 Model = TypeVar("Model")
+TEXT = "text"  # the name of the text encoder
 
 
 class Models:
-    """The networks of a call, loaded at first use. keep: they stay; otherwise `release` drops those that are loaded."""
+    """The networks of a call, loaded at first use.
 
-    def __init__(self, keep: bool) -> None:
-        self.keep, self._loaded = keep, dict[str, Any]()
+    keep        they stay; otherwise `release` drops those that are loaded
+    keeps_text  the text encoder stays, too
+    """
+
+    def __init__(self, keep: bool, keeps_text: bool = False) -> None:
+        self.keep, self.keeps_text, self._loaded = keep, keeps_text, dict[str, Any]()
 
     def get(self, name: str, load: Callable[[], Model]) -> Model:
         if name not in self._loaded:
@@ -28,8 +33,9 @@ class Models:
         return self._loaded[name]
 
     def release(self) -> None:
-        if not self.keep:
-            self._loaded.clear()
+        for name in [*self._loaded]:
+            if not (self.keeps_text if name == TEXT else self.keep):
+                del self._loaded[name]
 
 
 def fit_together(request: GenerationRequest, *, with_text: bool = False) -> bool:

@@ -38,14 +38,19 @@ from pw.parallel.launch import carry_out, exit_with_parent, launch, report_mista
 from pw.parallel.team import PLACE, Place, join_team
 
 if TYPE_CHECKING:
+    from pw.generate.models import Models
     from pw.generate.output import PartProgress
 
 RESUMES = "what is finished is kept; run the same command again to resume"
 OTHER_FILES = 512  # open files other than the locks of prompts, such as libraries and weights
 
 
-def generate(request: GenerationRequest, progress: PartProgress | None = None) -> list[Path]:
+def generate(
+    request: GenerationRequest, progress: PartProgress | None = None, models: Models | None = None
+) -> list[Path]:
     """Make the missing videos; returns the files of all finished prompts, in their order.
+
+    models  networks that stay between calls; by default those of this call alone
 
     Starts the processes that hold the networks together, unless this is one of them.
     Raises ValueError when the weights do not fit, or the disk is too small.
@@ -56,11 +61,11 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
         launch(command, request.hires.trainer.processes, logs, None)
         shutil.rmtree(logs, ignore_errors=True)
     else:
-        _generate(request, progress, request.place)
+        _generate(request, progress, request.place, models)
     return [request.video(prompt) for prompt in request.prompts if request.is_done(prompt)]
 
 
-def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place) -> None:
+def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place, models: Models | None) -> None:
     silence_libraries()
     from pw.generate.denoise import encode_texts, make_anchors, make_details
     from pw.generate.models import FileWriter, Models, fit_together
@@ -73,7 +78,7 @@ def _generate(request: GenerationRequest, progress: PartProgress | None, place: 
             return
         group, rank_in_group = divmod(place.rank, trainer.context)  # a group makes each of its videos together
         prompts = todo[group :: trainer.shares]
-        models = Models(keep=len(prompts) > 1 and fit_together(request))
+        models = models or Models(keep=len(prompts) > 1 and fit_together(request))
         task = Task(request, prompts, team, rank_in_group == 0, models, progress if place.is_first else None)
         embedding = encode_texts(task)
         for group_prompts in [[prompt] for prompt in prompts] if models.keep else [prompts]:

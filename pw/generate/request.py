@@ -241,7 +241,7 @@ def make_request(
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
-    request.prompts = _named_prompts(request, texts)
+    request.prompts = named_prompts(request, texts)
     if hires.trainer.compile is None and pays_to_compile(request):
         request.hires, request.anchor = (run.with_values({"trainer.compile": True}) for run in (hires, anchor))
     announce(request)
@@ -249,7 +249,7 @@ def make_request(
     return request
 
 
-def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
+def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
     """The prompts with seeds, anchors and file names. Raises ConfigError for duplicates."""
     from pw.io.wan_weights import fingerprint
 
