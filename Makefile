@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate serve bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ bench: .venv/.ready ## measure on this machine, side by side: make bench what=ge
 
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
 	@$(PW) generate $(call given,prompt prompts scale hires) $(args)
+
+serve: .venv/.ready ## keep the networks of generate ready behind a JSON API on 127.0.0.1: make serve scale=2k hires=… [port=… args="…"]
+	@$(PW) serve $(call given,port scale hires) $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
 	@$(PW) coverage $(args)

@@ -74,6 +74,7 @@ VERBS = {
     "generate": Verb(
         "pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', exits_at_once=True
     ),
+    "serve": Verb("pw.generate.serve", "generate behind a JSON API on 127.0.0.1: scale=2k hires=…", exits_at_once=True),
     "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR scale=2k"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: scale=2k"),
     "weights": Verb(

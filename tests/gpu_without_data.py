@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,7 @@ def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> It
         "reset_peak_memory_stats": gpu.reset_peak,
         "max_memory_allocated": lambda *_: gpu.peak,
         "mem_get_info": lambda *_: (gpu.memory - gpu.now, gpu.memory),
+        "get_device_properties": lambda *_: SimpleNamespace(total_memory=gpu.memory),
         "get_device_name": lambda *_: "a GPU without data",
         "Stream": _Stream,
         "current_stream": _Stream,

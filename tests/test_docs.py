@@ -147,6 +147,7 @@ class TestACommandThatNamesAScale:
     @pytest.mark.parametrize("line", scaled_commands())
     def test_fits(self, line: str) -> None:
         verb, *words = shlex.split(line)
+        verb = "generate" if verb == "serve" else verb  # whose options it takes
         words = [word for word in words if "…" not in word and not word.startswith(("data=", "data.", "launcher"))]
         if verb == "plan":
             options = parse(PlanOptions, [word for word in words if not word.startswith("json=")])
@@ -185,6 +186,20 @@ class TestACommandThatNamesAScale:
         plan = make_plan(parse(PlanOptions, [*fsdp, *words.split(), "for=training"]))
         assert row.format(f"{plan.training.worst.needs / 1e9:.0f}") in (ROOT / "docs" / "scale_up.md").read_text()
         assert verdicts(plan)[0].fits
+
+    def test_generates_in_the_memory_and_the_work_that_are_stated(self) -> None:
+        text, stated = (ROOT / "docs" / "scale_up.md").read_text(), []
+        for scale in ("2k", "4k"):
+            tiled, auto = (make_plan(parse(PlanOptions, [f"scale={scale}", *w])) for w in ((), ("gpus=1xH200",)))
+            stage, before, after = tiled.generation.phases[2], tiled.generation.phases[-1], auto.generation.phases[-1]
+            flops = (f"{phase.flops.total / 1e15:.1f}" for phase in (before, after))
+            stated.append((f"{stage.bytes / 1e9:.0f} GB at {scale.upper()}", *flops))
+            assert after.bytes < 39.5e9
+            assert auto.generation.together().fits(80e9)
+        (memory, *work), (larger_memory, *larger_work) = stated
+        assert f"stage II takes {memory} and {larger_memory}" in " ".join(text.split())
+        sentence = "falls from {} to {} PFLOP at 2K and from {} to {} at 4K"
+        assert sentence.format(*work, *larger_work) in " ".join(text.split())
 
 
 def anchors(path: Path) -> set[str]:

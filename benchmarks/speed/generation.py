@@ -1,11 +1,14 @@
 """`make bench what=generate`: time stage II on this machine, and the pipeline of diffusers in the same run.
 
-Only diffusion is timed, with random weights: stage II of each scale with its steps and guidance ("ours"), and the first
+Diffusion is timed with random weights: stage II of each scale with its steps and guidance ("ours"), and the first
 steps of diffusers' WanPipeline with a similar transformer at the same size ("stock"). Its 50 steps are estimated as 50
 times the mean step, without the first (a warm-up) if there are several; `stock_steps=0` skips stock. Stock uses torch's
 default attention and is not compiled. Ours uses the fastest attention kernel whose result is right, and compiled blocks
 if they are faster; each is timed on some frames of the first scale. With one kernel and `compile` false or always
 nothing is timed. `kernel_errors` has the relative error of each kernel (`pw.nn.networks.kernel_error`).
+
+After that come an evaluation with fewer tokens, a tile of Wan's VAE and a short video file, unless `codec=false`: the
+rates of this machine (`benchmarks.speed.device_rates`), which on a GPU go to outputs/rates.json, where plans find them.
 
 The file is rewritten after every evaluation of ours and every step of stock, so a killed run leaves its measurements.
 `seconds` exists only for complete measurements.
@@ -22,7 +25,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from pw.cost.counts import evaluations, sampling_flops, stage_latent, stage_tokens, tokens
+from benchmarks.speed.device_rates import codec_rates, file_rate, network_rates
+from pw.cost.counts import Flops, evaluations, forward_flops, sampling_flops, stage_latent, stage_tokens, tokens
+from pw.cost.rates import record_rates
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.lazy import torch
@@ -131,10 +136,7 @@ def _stopwatch(run: Run, net: Backbone) -> Callable[[], float]:
     from pw.nn.unipc import synchronize
     from pw.stages.velocity import Condition, velocity
 
-    channels, frames, rows, columns = stage_latent(run)
-    patch = run.backbone.patch_size
-    max_frames = MAX_TIMED_TOKENS // tokens((channels, patch[0], rows, columns), patch) * patch[0]
-    state, text, anchor = _inputs(run, min(frames, max(patch[0], max_frames)))
+    state, text, anchor = _inputs(run, _timed_tokens(run)[0])
     evaluate = velocity(net, Condition(text, anchor), run.schedule)
     timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64, device=state.device)
 
@@ -149,6 +151,15 @@ def _stopwatch(run: Run, net: Backbone) -> Callable[[], float]:
         return round((time.perf_counter() - start) / REPEATS, 4)
 
     return seconds
+
+
+def _timed_tokens(run: Run) -> tuple[int, int]:
+    """(latent frames, tokens) of an evaluation with at most `MAX_TIMED_TOKENS`, if one frame has not more."""
+    channels, frames, rows, columns = stage_latent(run)
+    patch = run.backbone.patch_size
+    max_frames = MAX_TIMED_TOKENS // tokens((channels, patch[0], rows, columns), patch) * patch[0]
+    timed = min(frames, max(patch[0], max_frames))
+    return timed, tokens((channels, timed, rows, columns), patch)
 
 
 def fastest(variants: Mapping[Variant, float | str]) -> Variant | None:
@@ -177,7 +188,7 @@ def measure_ours(run: Run, save: Save = lambda result: None) -> dict[str, Any]:
         "guidance": run.guidance.scale,
         "evaluations": evaluations(run),
         "attention": run.trainer.attention,
-        "compile": run.trainer.compile,
+        "compile": bool(run.trainer.compile),
         "guidance_batch": run.trainer.guidance_batch,
         "offload": run.trainer.offload,
         "storage": run.trainer.storage,
@@ -261,6 +272,31 @@ def _measure_scale(run: Run, stock_steps: int, stock_total: int, save: Save) -> 
     return {**ours, "stock": stock, "speed_up": ratio}
 
 
+def measure_rates(run: Run, best: Variant, results: Sequence[Mapping[str, Any]], codec: bool) -> dict[str, float]:
+    """Rates by kind of work, from what was measured of each scale, and an evaluation of `run` with fewer tokens."""
+    from pw.nn.networks import load_network
+
+    def flops_of(tokens: int) -> Flops:
+        return forward_flops(run.backbone, tokens, run.backbone.text_tokens, run.injector)
+
+    entries = [
+        (flops_of(result["tokens"]), result["seconds"] / result["evaluations"])
+        for result in results
+        if "seconds" in result
+    ]
+    if not entries:
+        return {}
+    run = build([*run.config.overrides, *best.overrides])
+    net = load_network(network_of(run), "random", None, str(_free_device(run)))
+    entries.append((flops_of(_timed_tokens(run)[1]), _stopwatch(run, net)()))
+    del net
+    rates = network_rates(entries)
+    if codec:
+        _free_device(run)
+        rates |= {**codec_rates(run, _device(run).type), **file_rate(*run.scale.size)}
+    return {name: round(rate, 3) for name, rate in rates.items()}
+
+
 def _device(run: Run) -> torch.device:
     return torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
 
@@ -314,6 +350,7 @@ class BenchOptions:
         ("sdpa", "cudnn", "flash", "flash3", "flash4"), "attention kernels to choose from", read=_kernels
     )
     compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or always")
+    codec: bool = option(True, "also time Wan's VAE and the video file")
     out: Path | None = option(
         None, "the JSON file, by default outputs/bench/generate_<device>.json", read=writable_file("out")
     )
@@ -352,6 +389,11 @@ def run_bench(options: BenchOptions) -> int:
         results.append(_measure_scale(run, options.stock_steps, options.stock_of, save))
         print(json.dumps(results[-1], indent=1), flush=True)
         save()
+    rates = measure_rates(runs[0], best, results, options.codec)
+    write_json(out, {**metadata, "measured": results, "rates": rates})
+    print(json.dumps(rates, indent=1), flush=True)
+    if rates and runs[0].trainer.accelerator == "gpu":
+        record_rates(device, rates)
     print(out)
     return int(any("failed" in result for result in results))
 

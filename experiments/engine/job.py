@@ -17,7 +17,7 @@ from experiments.engine.revisions.checkout import Revision
 from experiments.engine.revisions.revision_run import RevisionRun, make_elsewhere
 from experiments.engine.share.adopted import adoption, spared
 from pw.cost.generation_cost import generation_cost
-from pw.cost.rates import tflops_of
+from pw.cost.rates import rates_of
 from pw.cost.training_cost import training_cost
 from pw.io.files import digest, remove
 from pw.io.manifest import whole
@@ -52,14 +52,14 @@ class Job:
 
     def seconds(self) -> float:
         """Estimated time, as `pw plan` has it: a training on its devices, a sampling on one."""
-        run, tflops = self.run, tflops_of(self.run)
+        run, rates = self.run, rates_of(self.run)
         if self.kind == "score":
             return SCORE_SECONDS
         if self.kind == "train":
             training = training_cost(run, run.trainer.processes)
-            return JOB_SECONDS + training.seconds(training.flops, tflops)
+            return JOB_SECONDS + training.seconds(training.flops, rates)
         alone = (None, run) if run.stage == "anchor" else (run, None)  # anchors are a job of their own
-        return JOB_SECONDS + self.limit * generation_cost(*alone).flops / (tflops * 1e12)
+        return JOB_SECONDS + self.limit * generation_cost(*alone).seconds(rates)
 
     def is_done(self, outputs: Path, *, thorough: bool = False) -> bool:
         """Whether the result is there, whole; a warning says what is damaged. thorough: hash large files, too."""

@@ -16,11 +16,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pw.nn import options
 from pw.nn.token_blocks import block_count, density
 from pw.run.build import Run
+
+if TYPE_CHECKING:
+    from pw.cost.rates import Rates
 
 Codec = options.WanVAE | options.SpaceToDepth
 Direction = Literal["encode", "decode"]
@@ -49,6 +52,9 @@ CONTEXT = 1 << 30  # bytes: CUDA context and libraries' workspaces. Assumed.
 # time, so more frames need no more memory. Fake tensors: decoding 39.8 and 88.9 GB at 2K and 4K, encoding 31.7 at 4K.
 VAE_DECODE_BYTES = (10_796, 2_900)
 VAE_ENCODE_BYTES = (3_850, 970)
+
+# The small decoder of `pw.nn.tiny_decoder` at Wan2.2's sizes, per px of a latent frame: FLOPs; bytes in bf16.
+TINY_DECODE, TINY_DECODE_BYTES, TINY_PARAMETERS = 351_584, 338, 9_923_532
 
 
 def tokens(latent: tuple[int, int, int, int], patch_size: tuple[int, int, int]) -> int:
@@ -157,18 +163,19 @@ class Flops:
     embeddings: float = 0.0
     injector: float = 0.0
     choice_of_blocks: float = 0.0
-    codec: float = 0.0
+    decode: float = 0.0
+    encode: float = 0.0
     text_encoder: float = 0.0
 
     @property
     def total(self) -> float:
         return sum(vars(self).values())
 
-    def __add__(self, other: Flops) -> Flops:
-        return Flops(**{name: value + vars(other)[name] for name, value in vars(self).items()})
-
     def __mul__(self, count: float) -> Flops:
         return Flops(**{name: value * count for name, value in vars(self).items()})
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector: Injector = None) -> Flops:
@@ -251,7 +258,8 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
     """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
 
     Convolutions cost the same per px in each frame after the first; attention costs 4 (h w)^2 channels a latent frame.
-    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` takes none.
+    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` takes none,
+    the small decoder a two-hundredth.
     """
     if isinstance(codec, options.SpaceToDepth):
         return 0
@@ -259,6 +267,8 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
     tiles = codec.tiles(height, width)
     positions = [(row.stop - row.start) * (column.stop - column.start) for row in tiles[0] for column in tiles[1]]
     pixels = sum(positions) * codec.factor**2
+    if direction == "decode" and codec.decoder == "tiny":
+        return pixels * TINY_DECODE * codec.latent_frames(frames)
     attention = 4 * sum(count**2 for count in positions) * channels * codec.latent_frames(frames)
     return pixels * (first + next_frames * (frames - 1)) + attention
 
@@ -305,9 +315,9 @@ class Moment:
         """Bytes of device memory: the peak, the allocator's losses and the CUDA context."""
         return self.bytes * (1 + MARGIN) + CONTEXT
 
-    def seconds(self, tflops: float) -> float:
-        """Wall time of the phase, on devices of `tflops` TFLOP/s."""
-        return max(self.flops.total / self.devices / (tflops * 1e12), self.copying) + self.casting
+    def seconds(self, rates: Rates) -> float:
+        """Wall time of the phase, on devices of these rates."""
+        return max(rates.seconds(self.flops) / self.devices, self.copying) + self.casting
 
     def fits(self, memory: float) -> bool:
         return self.needs <= memory
@@ -414,6 +424,10 @@ def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: D
     tiles = codec.tiles(height, width)
     rows, columns = (codec.factor * max(span.stop - span.start for span in spans) for spans in tiles)
     many_frames, one_frame = VAE_DECODE_BYTES if direction == "decode" else VAE_ENCODE_BYTES
+    parameters = VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS
+    if direction == "decode" and codec.decoder == "tiny":
+        many_frames = one_frame = TINY_DECODE_BYTES
+        parameters += TINY_PARAMETERS
     per_pixel = (one_frame if frames == 1 else many_frames) * b / 2
     pixels = 2 * 3 * b * rows * columns  # a tile, and its patches
     if direction == "encode":
@@ -421,7 +435,7 @@ def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: D
     elif max(map(len, tiles)) > 1:
         pixels += 2 * 12 * rows * width + 12 * rows * columns  # two rows of tiles for blending and a tile, fp32
     return (
-        Part("weights", b * (VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS), "counted"),
+        Part("weights", b * parameters, "counted"),
         Part("working set", rows * columns * per_pixel, "fake tensors"),
         Part("pixels", frames * pixels, "counted"),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pw.cost import counts
 from pw.cost.counts import BYTES, Direction, Flops, Moment, Part, Precision
+from pw.cost.rates import Rates
 from pw.nn import options
 from pw.run.build import Run, build
 from pw.run.compose import override_key
@@ -18,6 +19,7 @@ SHARED_GROUPS = {"scale", "codec", "backbone", "text", "data", "trainer"}  # sta
 # Bytes a second. Assumed: page-locked memory over PCIe 4.0 x16 (31.5 GB/s by its standard), and the memory of a card of
 # 24 GB (RTX 4090: 1008 GB/s by its data sheet).
 HOST_RATE, DEVICE_RATE = 20e9, 1e12
+TILE_STEP, TILE_SLACK = 8, 1.05  # of `codec.tile=auto`: latent positions between tiles, and time against the least
 CONVERSION_PIXELS = 1 << 25  # converted to floats at a time  (pw.data.degradation)
 
 
@@ -27,23 +29,38 @@ class GenerationCost:
 
     precision  of the networks' weights
     host       items in CPU memory
+    pixels     of the video, which the CPU writes as H.264
     """
 
     precision: Precision
     phases: tuple[Moment, ...]
     host: tuple[Part, ...]
+    pixels: int
 
     @property
     def flops(self) -> float:
         return sum(phase.flops.total for phase in self.phases)
 
-    def seconds(self, tflops: float) -> float:
-        """Wall time of one video, on devices of `tflops` TFLOP/s."""
-        return sum(phase.seconds(tflops) for phase in self.phases)
+    def seconds(self, rates: Rates) -> float:
+        """Wall time of one video on its devices, without its file."""
+        return sum(phase.seconds(rates) for phase in self.phases)
 
     @property
     def worst(self) -> Moment:
         return max(self.phases, key=lambda phase: phase.bytes)
+
+    def together(self, *, with_text: bool = False) -> Moment:
+        """All networks on the device at once, beside the largest working set of a phase."""
+        phases = [phase for phase in self.phases if with_text or phase.name != "text"]
+        weights = {  # the VAE of several phases is one
+            "VAE" if phase.flops.decode or phase.flops.encode else phase.name: part
+            for phase in phases
+            for part in phase.parts
+            if part.name == "weights"
+        }
+        rest = max((sum(part.bytes for part in phase.parts if part.name != "weights") for phase in phases), default=0)
+        parts = [replace(part, name=f"weights of {name}") for name, part in weights.items()]
+        return Moment("all networks", (*parts, Part("working set", rest, "assumed")))
 
 
 def stages_of(run: Run) -> Stages:
@@ -77,23 +94,19 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
         if upsampled and isinstance(run.codec, options.WanVAE):
             phases.append(coding(run, "anchor decode", run.scale.anchor_size, "decode"))
             phases.append(coding(run, "anchor encode", run.scale.size, "encode"))
-    height, width = counts.stage_size(final_run)
-    decode = coding(final_run, "decode", (height, width), "decode")
-    if isinstance(final_run.codec, options.WanVAE):  # devices that generate a video together share its tiles
-        tiles = math.prod(map(len, final_run.codec.tiles(height, width)))
-        decode = replace(decode, devices=tiles / math.ceil(tiles / final_run.trainer.context))
-    phases.append(decode)
+    phases.append(decoding(final_run))
     # a network is loaded from a checkpoint in fp32
     networks = [4 * counts.parameters(run.backbone, run.injector) for run in runs]
     if final_run.text is not None:
         networks.append(2 * counts.text_encoder_parameters())
+    pixels = final_run.scale.frames * math.prod(counts.stage_size(final_run))
     waiting = max(waiting_bytes(run, precision) for run in runs)
     host = (
         Part("largest network as it loads", max(networks), "assumed"),
         *([Part("offloaded blocks", waiting, "counted")] if waiting else []),
-        Part("8-bit frames", 3 * final_run.scale.frames * height * width, "counted"),
+        Part("8-bit frames", 3 * pixels, "counted"),
     )
-    return GenerationCost(precision, tuple(phases), host)
+    return GenerationCost(precision, tuple(phases), host, pixels)
 
 
 def offloads(run: Run) -> bool:
@@ -168,7 +181,46 @@ def _moving(run: Run, precision: Precision, calls: int) -> tuple[float, float]:
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:
     video = (run.codec, run.scale.frames, *size, direction)
-    return Moment(name, counts.codec_bytes(*video), Flops(codec=counts.codec_flops(*video)))
+    return Moment(name, counts.codec_bytes(*video), Flops(**{direction: counts.codec_flops(*video)}))
+
+
+def decoding(run: Run) -> Moment:
+    """Decoding the video of a run's stage; devices that generate it together share its tiles."""
+    size = counts.stage_size(run)
+    phase = coding(run, "decode", size, "decode")
+    if not isinstance(run.codec, options.WanVAE):
+        return phase
+    tiles = math.prod(map(len, run.codec.tiles(*size)))
+    return replace(phase, devices=tiles / math.ceil(tiles / run.trainer.context))
+
+
+def with_tile(stages: Stages, memory: float) -> Stages:
+    """The stages with the tile that `codec.tile=auto` is on devices of `memory` bytes (D115).
+
+    Of the tiles that fit and whose tensors can be indexed the smallest whose decode takes hardly more time than the
+    fastest's; if none fits, the smallest. It depends on the card and the run alone: a call that is repeated makes the
+    same video.
+    """
+    run = last_stage(stages)
+    codec, size = run.codec, counts.stage_size(run)
+    if not isinstance(codec, options.WanVAE) or codec.tile != "auto":
+        return stages
+    step = TILE_STEP * codec.factor
+
+    def phase_of(tile: int) -> tuple[options.WanVAE, Moment]:
+        choice = replace(codec, tile=tile)
+        return choice, decoding(replace(run, codec=choice))
+
+    first = max(2 * step, math.ceil(2 * codec.overlap / step) * step)
+    choices = [phase_of(tile) for tile in range(first, max(*size, first) + step, step)]
+    fitting = [
+        (phase.flops.total / phase.devices, choice.tile)
+        for choice, phase in choices
+        if phase.fits(memory) and choice.largest_tensor(run.scale.frames, *size) < options.INDEXABLE
+    ]
+    tile = min((tile for time, tile in fitting if time <= TILE_SLACK * min(fitting)[0]), default=first)
+    hires, anchor = (stage and stage.with_values({"codec.tile": tile}) for stage in stages)
+    return hires, anchor
 
 
 def sampling_memory(run: Run, batch_size: int | None = None) -> int:

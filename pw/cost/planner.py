@@ -22,17 +22,20 @@ from pw.cost.generation_cost import (
     GenerationCost,
     Stages,
     generation_cost,
+    last_stage,
     offloads,
     sampling_memory,
     stages_of,
+    with_tile,
 )
-from pw.cost.rates import Gpus, parse_gpus, tflops_of
+from pw.cost.rates import Gpus, Rates, parse_gpus, rates_of, rates_of_gpus, uniform_rates
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import Verdict, judge_generation, judge_training
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.console import console
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
+from pw.nn import options as codecs
 from pw.run.build import Run, build
 from pw.run.cross_checks import check_trains
 
@@ -67,7 +70,9 @@ class PlanOptions:
         None, "NxMGB, or a card: 8x80GB, 1xH100, A100-40; without it no verdict", read=parse_gpus
     )
     tflops: float | None = option(
-        None, "what a GPU achieves; by default a share of the card's peak (assumed, not measured)", read=_tflops
+        None,
+        "what a GPU achieves in every phase; by default what `pw bench` measured on the card, else a share of its peak",
+        read=_tflops,
     )
     what: Literal["generation", "training", "both"] = option("both", "what to plan", key="for")
     dtype: Precision | None = option(None, "of the networks' weights in generation; by default bf16 on a GPU")
@@ -78,12 +83,12 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class CostPlan:
-    """The content of `pw plan`. tflops: TFLOP/s of a device, from the options or assumed."""
+    """The content of `pw plan`. rates: of a device, from the options, measured or assumed."""
 
     options: PlanOptions
     run: Run
     stages: Stages
-    tflops: float
+    rates: Rates
     generation: GenerationCost
     training: TrainingCost
 
@@ -99,9 +104,14 @@ def make_plan(options: PlanOptions) -> CostPlan:
     if gpus is not None and run.trainer.processes > gpus.count:
         devices = f"trainer.devices={run.trainer.devices} trainer.nodes={run.trainer.nodes}"
         raise ConfigError(f"{devices}: gpus={gpus} are fewer; set trainer.devices={gpus.count}, or more gpus=")
-    tflops = options.tflops or (tflops_of(run) if gpus is None else gpus.tflops)
+    if options.tflops is not None:
+        rates = uniform_rates(options.tflops)
+    else:
+        rates = rates_of(run) if gpus is None else rates_of_gpus(gpus)
+    if gpus is not None:
+        stages = with_tile(stages, gpus.memory)
     generation = generation_cost(*stages, precision=options.dtype)
-    return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))
+    return CostPlan(options, run, stages, rates, generation, training_cost(run, count))
 
 
 def verdicts(plan: CostPlan) -> list[Verdict]:
@@ -124,7 +134,7 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
     def moment(phase: Moment) -> dict[str, Any]:
         fits = None if gpus is None else phase.fits(gpus.memory)
-        time = {"seconds": phase.seconds(plan.tflops)} if phase.flops.total else {}
+        time = {"seconds": phase.seconds(plan.rates)} if phase.flops.total else {}
         return dataclasses.asdict(phase) | {"bytes": phase.bytes, "needs": phase.needs, "fits": fits} | time
 
     training = plan.training
@@ -132,19 +142,22 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "fits": all(verdict.fits for verdict in verdicts) if verdicts else None,
         "overrides": plan.options.overrides,
         "gpus": None if gpus is None else dataclasses.asdict(gpus),
-        "tflops": plan.tflops,
+        "tflops": plan.options.tflops,
+        "rates": dataclasses.asdict(plan.rates) | {"measured": sorted(plan.rates.measured)},
         "precision": plan.generation.precision,
         "generation": {
             "phases": [moment(p) for p in plan.generation.phases],
             "host": [dataclasses.asdict(part) for part in plan.generation.host],
             "flops": plan.generation.flops,
-            "seconds": plan.generation.seconds(plan.tflops),
+            "seconds": plan.generation.seconds(plan.rates),
+            "file_seconds": plan.rates.file_seconds(plan.generation.pixels),
+            "tile": getattr(last_stage(plan.stages).codec, "tile", None),
         },
         "training": dataclasses.asdict(training)
         | {
             "moments": [moment(m) for m in training.moments],
-            "flops": training.flops,
-            "seconds": training.seconds(training.flops, plan.tflops),
+            "flops": training.flops.total,
+            "seconds": training.seconds(training.flops, plan.rates),
         },
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
     }
@@ -157,8 +170,8 @@ def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
     """Print the tables of generation and training, as selected by `for=`, and the verdicts."""
     options = plan.options
     device = "no GPU given, so no verdict" if options.gpus is None else f"gpus={options.gpus}"
-    note = " assumed (tflops= to set it)" if options.tflops is None else ""
-    console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {plan.tflops:g} TFLOP/s{note}")
+    rates = f"{plan.rates} (tflops= to set it)" if options.tflops is None else f"{options.tflops:g} TFLOP/s"
+    console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {rates}")
     console.print()
     console.print(stage_table(plan))
     console.print()
@@ -177,9 +190,14 @@ def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
 
 def _show_generation(plan: CostPlan, console: Console) -> None:
     console.print(generation_table(plan))
-    total = duration(plan.generation.seconds(plan.tflops))
+    total, file = plan.generation.seconds(plan.rates), plan.rates.file_seconds(plan.generation.pixels)
     host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
-    console.print(f"{total} a video in all, {plan.generation.precision} weights. CPU memory: {host}.")
+    codec = last_stage(plan.stages).codec
+    tile = f", tiles of {codec.side} px" if isinstance(codec, codecs.WanVAE) and codec.side else ""
+    console.print(
+        f"{duration(total)} a video in all, {plan.generation.precision} weights{tile}; then {duration(file)} of a CPU "
+        f"core for its file, at {plan.rates.file:g} Mpx/s. CPU memory: {host}."
+    )
     if offloads(plan.run):
         console.print(f"Blocks come from CPU memory at {HOST_RATE / 1e9:g} GB/s (assumed), each while one computes.")
     gpus, context = plan.options.gpus, plan.run.trainer.context
@@ -197,7 +215,7 @@ def _show_training(plan: CostPlan, console: Console) -> None:
     run, training, gpus = plan.run, plan.training, plan.options.gpus
     console.print(training_times(plan))
     if training.gpus > 1 or gpus is not None:
-        time = training.seconds(training.flops, plan.tflops)
+        time = training.seconds(training.flops, plan.rates)
         console.print(f"{duration(time)} on {gpus or training.gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
     if not reads_pixels(run):
         console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
@@ -262,11 +280,16 @@ def generation_table(plan: CostPlan) -> Table:
         place = f"on each of {trainer.split} devices that "
         place += "make it together" if trainer.context == trainer.split else "split the networks"
         place += f"; {trainer.context} make a video together" if 1 < trainer.context < trainer.split else ""
-    times = [duration(p.seconds(plan.tflops)) if p.flops.total else "–" for p in phases]
+    times = [duration(p.seconds(plan.rates)) if p.flops.total else "–" for p in phases]
+    rates = [f"{p.flops.total / plan.rates.seconds(p.flops) / 1e12:.3g}" if p.flops.total else "–" for p in phases]
+    assumed = [p.name for p in phases if "assumed" in plan.rates.source(p.flops)]
+    source = "assumed" if len(assumed) == sum(p.flops.total > 0 for p in phases) else "measured"
+    source += f"; {', '.join(assumed)} assumed" if assumed and source == "measured" else ""
     rows = [
         ("evaluations", *(str(p.evaluations or "–") for p in phases), ""),
         ("FLOP", *(operations(p.flops.total) for p in phases), "counted"),
-        ("time", *times, f"at {plan.tflops:g} TFLOP/s"),
+        ("time", *times, ""),
+        ("TFLOP/s", *rates, source if plan.options.tflops is None else "given"),
     ]
     return moment_table(plan, f"Generation of one video, {place}", phases, rows)
 
@@ -299,10 +322,10 @@ def training_times(plan: CostPlan) -> Table:
         "encoding therein": (training.updates, training.encode),
     }
     for name, (count, flops) in kinds.items():
-        if (count and flops) or name == "flow":
-            seconds = training.seconds(flops, plan.tflops)
-            table.add_row(name, f"{count:,.0f}", operations(flops), duration(seconds), duration(seconds * count))
-    total = duration(training.seconds(training.flops, plan.tflops))
+        if (count and flops.total) or name == "flow":
+            seconds = training.seconds(flops, plan.rates)
+            table.add_row(name, f"{count:,.0f}", operations(flops.total), duration(seconds), duration(seconds * count))
+    total = duration(training.seconds(training.flops, plan.rates))
     table.add_row("all", f"{training.updates:,}", "", "", total, style="bold")
     return table
 

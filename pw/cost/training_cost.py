@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from pw.cost import counts
-from pw.cost.counts import BYTES, Moment, Part
+from pw.cost.counts import BYTES, Flops, Moment, Part
+from pw.cost.rates import Rates
 from pw.io.arguments import ConfigError
 from pw.parallel.team import Share
 from pw.run.build import Run
@@ -29,9 +30,9 @@ class TrainingCost:
     clips: int
     updates: int
     consistency_updates: float
-    flow: float
-    consistency: float
-    encode: float
+    flow: Flops
+    consistency: Flops
+    encode: Flops
     gpus: int
     split: int
     context: int
@@ -39,16 +40,17 @@ class TrainingCost:
     host: tuple[Part, ...]
 
     @property
-    def flops(self) -> float:
-        return self.consistency_updates * self.consistency + (self.updates - self.consistency_updates) * self.flow
+    def flops(self) -> Flops:
+        """Of all updates."""
+        return self.consistency * self.consistency_updates + self.flow * (self.updates - self.consistency_updates)
 
     @property
     def worst(self) -> Moment:
         return max(self.moments, key=lambda moment: moment.bytes)
 
-    def seconds(self, flops: float, tflops: float) -> float:
-        """Wall time of `flops` of the training on all its devices, each of `tflops` TFLOP/s."""
-        return flops * self.share / self.context / (tflops * 1e12)
+    def seconds(self, flops: Flops, rates: Rates) -> float:
+        """Wall time of `flops` of the training on all its devices, each of these rates."""
+        return rates.seconds(flops) * self.share / self.context
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: int | None = None) -> TrainingCost:
@@ -75,9 +77,9 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: in
         clips=clips,
         updates=train.updates,
         consistency_updates=run.objective.consistency_updates(train.updates),
-        flow=clips * (flow + encode),
-        consistency=clips * (consistency + encode),
-        encode=clips * encode,
+        flow=(flow + encode) * clips,
+        consistency=(consistency + encode) * clips,
+        encode=encode * clips,
         gpus=gpus,
         split=split,
         context=context,
@@ -105,7 +107,7 @@ def trained_parameters(run: Run) -> int:
     return count
 
 
-def update_flops(run: Run) -> tuple[float, float]:
+def update_flops(run: Run) -> tuple[Flops, Flops]:
     """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
 
     With F FLOPs of a forward: flow 3 F, or 4 F with checkpointing, which recomputes the forward; a consistency update
@@ -113,24 +115,24 @@ def update_flops(run: Run) -> tuple[float, float]:
     minus one `linear`. With `train.sizes`, F is the mean over the sizes.
     """
     sizes = run.train.sizes or (1.0,)
-    forward = sum((counts.stage_flops(run, size) for size in sizes), start=counts.Flops()) * (1 / len(sizes))
-    flow = forward.total * (4 if run.train.checkpoint_activations else 3)
+    forward = sum((counts.stage_flops(run, size) for size in sizes), start=Flops()) * (1 / len(sizes))
+    flow = forward * (4 if run.train.checkpoint_activations else 3)
     if run.train.trainable == "adapters":
-        flow -= forward.linear
-    return flow, flow + run.target_evaluations * forward.total
+        flow = replace(flow, linear=flow.linear - forward.linear)
+    return flow, flow + forward * run.target_evaluations
 
 
-def encode_flops(run: Run) -> float:
+def encode_flops(run: Run) -> Flops:
     """FLOPs of encoding one clip and its anchor; 0 if training reads latents (also for `data=none`)."""
     if not reads_pixels(run):
-        return 0
+        return Flops()
     codec, scale = run.codec, run.scale
     clip = counts.codec_flops(codec, scale.frames, *counts.stage_size(run), "encode")
     if run.stage == "anchor" or run.injector is None:
-        return clip
+        return Flops(encode=clip)
     if scale.anchor_upsample == "pixel":
-        return 2 * clip
-    return clip + counts.codec_flops(codec, scale.frames, *scale.anchor_size, "encode")
+        return Flops(encode=2 * clip)
+    return Flops(encode=clip + counts.codec_flops(codec, scale.frames, *scale.anchor_size, "encode"))
 
 
 def reads_pixels(run: Run) -> bool:

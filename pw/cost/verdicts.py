@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pw.cost.counts import Moment, Precision, stage_tokens
-from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of
+from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of, with_tile
 from pw.cost.rates import CARDS, Gpus
 from pw.cost.training_cost import TrainingCost, training_cost
 from pw.io.arguments import ConfigError
@@ -40,15 +40,15 @@ def judge_generation(stages: Stages, memory: float, card: str, precision: Precis
     """Whether one of `count` devices, each with `memory` bytes and called `card`, can generate one video."""
 
     def fits(candidates: Stages, weights: Precision | None = precision) -> bool:
-        return generation_cost(*candidates, precision=weights).worst.fits(memory)
+        return generation_cost(*with_tile(candidates, memory), precision=weights).worst.fits(memory)
 
-    worst = generation_cost(*stages, precision=precision).worst
+    worst = generation_cost(*with_tile(stages, memory), precision=precision).worst
     if worst.fits(memory):
         return Verdict("generation", True, f"generation fits {card}: {_needs(worst)}")
     if precision == "fp32" and fits(stages, "bf16"):
         remedy = ("dtype=bf16",)
     else:
-        remedy = nearest_setting(stages, generation_changes, fits)
+        remedy = nearest_setting(stages, lambda run: generation_changes(run, memory), fits)
     rounded = ("trainer.storage=fp8",)
     fp8 = rounded if can_wait(last_stage(stages)) and _fits_with({"trainer.storage": "fp8"}, stages, fits) else ()
     offers = [offer for offer in (remedy, split_over_devices(stages, count, fits), fp8) if offer]
@@ -159,8 +159,8 @@ def sharding(run: Run, count: int, context: int | None = None) -> str:
 Changes = Callable[[Run], list[dict[str, Any]]]
 
 
-def generation_changes(run: Run) -> list[dict[str, Any]]:
-    """Changes that reduce memory but not the video, except for rounding and the seams of tiles."""
+def generation_changes(run: Run, memory: float) -> list[dict[str, Any]]:
+    """Changes that reduce memory but not the video, except for rounding and the seams of tiles that `memory` allows."""
     changes: list[dict[str, Any]] = []
     if run.trainer.guidance_batch:
         changes.append({"trainer.guidance_batch": False})
@@ -168,9 +168,9 @@ def generation_changes(run: Run) -> list[dict[str, Any]]:
     if isinstance(codec, options.WanVAE):
         if codec.precision == "fp32":
             changes.append({"codec.precision": "bf16"})
-        for tile in (512, 256):
-            if not codec.tile or codec.tile > tile:
-                changes.append({"codec.tile": tile, "codec.overlap": tile // 4})
+        best = last_stage(with_tile((run.with_values({"codec.tile": "auto"}), None), memory)).config["codec"]["tile"]
+        if best != codec.tile:
+            changes.append({"codec.tile": best})
     if can_wait(run) and run.trainer.offload == "none":
         changes.append({"trainer.offload": "group"})
     return changes

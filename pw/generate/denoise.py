@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pw.cost.counts import evaluations, stage_latent
 from pw.data.degradation import resize
 from pw.data.procedural import generator
+from pw.generate.models import TEXT
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import digest
@@ -49,7 +50,7 @@ class Denoising:
 def encode_texts(task: Task) -> Embedding:
     """A function text -> embedding: random, or encoded once and read from the cache on disk."""
     request = task.request
-    encoder = request.text_encoder()
+    encoder = task.models.get(TEXT, request.text_encoder)
     if encoder is None:
         shape = request.hires.backbone.text_tokens, request.hires.backbone.text_dim
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
@@ -62,49 +63,53 @@ def encode_texts(task: Task) -> Embedding:
         encoder.encode(prompt.text)
         task.add("text", 1.0, "encoding prompts")
         task.record("text", prompt, start)
-    encoder.free()
+    if not task.models.keeps_text:
+        encoder.free()
+    task.models.release()
     release_memory(request.device)
     task.team.wait()  # until all texts are on disk
     return encoder.encode
 
 
-def make_anchors(task: Task, embedding: Embedding) -> None:
+def make_anchors(task: Task, prompts: Sequence[Prompt], embedding: Embedding) -> None:
     """Stage I: make the missing anchors, or copy those of an earlier call."""
     request = task.request
-    for prompt in task.prompts if task.writes else ():
+    for prompt in prompts if task.writes else ():
         if prompt.anchor is not None and not request.anchor_file(prompt).exists():
             save_latent(request.anchor_file(prompt), *load_latent(prompt.anchor), prompt)
     stage = Denoising("anchor", "stage I: anchors", request.anchor, request.anchor_source, request.anchor_file)
-    denoise(task, stage, embedding)
+    denoise(task, stage, prompts, embedding)
 
 
-def make_details(task: Task, embedding: Embedding) -> None:
+def make_details(task: Task, prompts: Sequence[Prompt], embedding: Embedding) -> None:
     """Stage II: make the missing latents from the anchors."""
     request = task.request
     is_upsampled = request.hires.scale.anchor_upsample == "pixel"
     if is_upsampled and task.writes:
-        _upsample_anchors(task)
+        _upsample_anchors(task, prompts)
     files = request.latent_file, request.upsampled_file if is_upsampled else request.anchor_file
-    denoise(task, Denoising("hires", "stage II: detail", request.hires, request.hires_source, *files), embedding)
+    stage = Denoising("hires", "stage II: detail", request.hires, request.hires_source, *files)
+    denoise(task, stage, prompts, embedding)
 
 
-def _upsample_anchors(task: Task) -> None:
+def _upsample_anchors(task: Task, prompts: Sequence[Prompt]) -> None:
     """Decode each anchor, enlarge it in pixels, and encode it again (`scale.anchor_upsample=pixel`)."""
     request = task.request
     files = (request.latent_file, request.upsampled_file)
-    todo = [prompt for prompt in task.prompts if not any(file(prompt).exists() for file in files)]
+    todo = [prompt for prompt in prompts if not any(file(prompt).exists() for file in files)]
     if not todo:
         return
-    codec = load_codec(request)
+    codec = task.models.get("codec", lambda: load_codec(request))
     for prompt in todo:
         pixels = codec.decode(load_latent(request.anchor_file(prompt))[0])
         upsampled = resize(pixels, request.hires.scale.size, "bicubic").clamp(-1, 1)
         save_latent(request.upsampled_file(prompt), codec.encode(upsampled), {}, prompt)
     del codec
+    task.models.release()
     release_memory(request.device)
 
 
-def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
+def denoise(task: Task, stage: Denoising, prompts: Sequence[Prompt], embedding: Embedding) -> None:
     """Make the missing latents of a stage from noise; loads the network only if there are any.
 
     Processes that hold the network together must evaluate it equally often: a process with fewer latents to make
@@ -113,7 +118,7 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
     request = task.request
     task.team.wait()  # until other processes have written the files of the previous part
     todo = []
-    for prompt in task.prompts:
+    for prompt in prompts:
         if stage.latent_file(prompt).exists():
             task.skip(stage.part, f"{stage.label}, taken from file")
             task.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
@@ -121,17 +126,23 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
             todo.append(prompt)
     rounds = int(task.team.maximum(len(todo)))  # also waits for all processes
     if rounds:
-        if todo:
-            task.add(stage.part, 0.0, f"loading {stage.label}")
-        net = load_stage(request, stage)
-        if todo:
-            task.add(stage.part, 0.0, stage.label)
+        net = task.models.get(stage.part, lambda: _load(task, stage, bool(todo)))
         for prompt in todo:
             _denoise_one(task, stage, net, prompt, embedding)
         for _ in range(rounds - len(todo)):
             integrate(stage.run, net, *_zeros(request, stage))
         del net
+    task.models.release()
     release_memory(request.device)
+
+
+def _load(task: Task, stage: Denoising, shows: bool) -> Backbone:
+    if shows:
+        task.add(stage.part, 0.0, f"loading {stage.label}")
+    net = load_stage(task.request, stage)
+    if shows:
+        task.add(stage.part, 0.0, stage.label)
+    return net
 
 
 def _denoise_one(task: Task, stage: Denoising, net: Backbone, prompt: Prompt, embedding: Embedding) -> None:

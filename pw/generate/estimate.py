@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from pw.cost.generation_cost import generation_cost
-from pw.cost.rates import CPU_TFLOPS, DEFAULT_TFLOPS
+from pw.cost.rates import CPU_TFLOPS, Rates, rates_of, uniform_rates
 from pw.generate.request import GenerationRequest
 from pw.io.host import default_threads
 from pw.io.progress import duration
@@ -18,8 +18,10 @@ PARTS = {
     "decode": "decode",
 }  # phase of the plan -> part; the others are stage II's
 WAN_DECODER = 256  # decoder_base_dim of Wan2.2's VAE; its work grows with the square
+# Assumed: a compiled evaluation takes 13 % less at 2K, by a public calibration of the 5B model; both stages and the
+# decoder take two minutes to compile.
+COMPILE_GAIN, COMPILE_SECONDS = 0.13, 120.0
 SMALL_VAE: dict[str, Any] = {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
-FILE_RATE = 20e6  # px a second of writing H.264 or FFV1, assumed
 
 
 def has_small_vae(request: GenerationRequest) -> bool:
@@ -29,19 +31,30 @@ def has_small_vae(request: GenerationRequest) -> bool:
 
 def part_seconds(request: GenerationRequest) -> dict[str, float]:
     """Part -> estimated seconds of one video; writing the file is in `file`, loading in none."""
-    scale, width = request.hires.scale, WAN_DECODER
+    width, rates = WAN_DECODER, rates_of_request(request)
     if has_small_vae(request):
         width = SMALL_VAE["decoder_base_dim"]
     elif request.weights is not None:
         config = json.loads((request.weights / "vae" / "config.json").read_text())
         width = config.get("decoder_base_dim") or config.get("base_dim", WAN_DECODER)
     seconds = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
-    for phase in generation_cost(request.hires, request.anchor).phases:
-        share = (width / WAN_DECODER) ** 2 if phase.flops.codec else 1.0
-        seconds[PARTS.get(phase.name, "hires")] += share * phase.seconds(device_tflops(request))
+    cost = generation_cost(request.hires, request.anchor)
+    for phase in cost.phases:
+        is_vae = phase.flops.encode or (phase.flops.decode and request.hires.config["codec"]["decoder"] == "vae")
+        share = (width / WAN_DECODER) ** 2 if is_vae else 1.0
+        seconds[PARTS.get(phase.name, "hires")] += share * phase.seconds(rates)
     if request.weights is None:  # random embeddings take no time
         seconds["text"] = 0.0
-    return seconds | {"file": scale.frames * scale.height * scale.width / FILE_RATE}
+    return seconds | {"file": rates.file_seconds(cost.pixels)}
+
+
+def pays_to_compile(request: GenerationRequest) -> bool:
+    """Whether compiling for all prompts of a call takes less time than it saves; not on a CPU."""
+    if request.device != "cuda":
+        return False
+    seconds = part_seconds(request)
+    rounds = math.ceil(len(request.prompts) / request.hires.trainer.shares)
+    return rounds * COMPILE_GAIN * sum(seconds[part] for part in ("anchor", "hires", "decode")) > COMPILE_SECONDS
 
 
 def threads_of(request: GenerationRequest) -> int:
@@ -50,21 +63,23 @@ def threads_of(request: GenerationRequest) -> int:
     return max(trainer.threads, 1 if request.device == "cuda" else default_threads() // trainer.processes)
 
 
-def device_tflops(request: GenerationRequest) -> float:
-    """TFLOP/s assumed of the device of a process."""
-    return DEFAULT_TFLOPS if request.device == "cuda" else CPU_TFLOPS * threads_of(request)
+def rates_of_request(request: GenerationRequest) -> Rates:
+    """Rates of the device of a process."""
+    return rates_of(request.hires) if request.device == "cuda" else uniform_rates(CPU_TFLOPS * threads_of(request))
 
 
 def describe(request: GenerationRequest, count: int) -> str:
     """What a reader is told before `count` videos are made."""
-    tflops, threads = device_tflops(request), threads_of(request)
+    rates, threads = rates_of_request(request), threads_of(request)
     seconds = part_seconds(request)
     rounds = math.ceil(count / request.hires.trainer.shares)
     names = {"text": "text", "anchor": "stage I", "hires": "stage II", "decode": "decode", "file": "file"}
     parts = ", ".join(f"{name} {duration(seconds[part])}" for part, name in names.items() if seconds[part])
-    device = "GPU" if request.device == "cuda" else f"process of {threads} CPU thread{'s' * (threads > 1)}"
-    total = "" if rounds == 1 else f"; {rounds} in turn, about {duration(rounds * sum(seconds.values()))}"
+    at = f"{rates.linear:.3g} TFLOP/s of a process of {threads} CPU thread{'s' * (threads > 1)}, not measured here"
+    at = f"{rates} for a GPU" if request.device == "cuda" else at
+    device = sum(seconds.values()) - seconds["file"]  # files are written beside the next video's work
+    total = "" if rounds == 1 else f"; {rounds} in turn, about {duration(rounds * device + seconds['file'])}"
     return (
         f"a video takes about {duration(sum(seconds.values()))}: {parts}{total}\n"
-        f"at the plan's {tflops:.3g} TFLOP/s of a {device}, not measured here; loading comes on top"
+        f"at the plan's {at}; loading comes on top"
     )

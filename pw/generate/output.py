@@ -7,7 +7,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pw.cost.counts import parameters
 from pw.generate.estimate import SMALL_VAE, has_small_vae, part_seconds
+from pw.generate.models import FileWriter, Models
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video
@@ -38,16 +40,24 @@ class Task:
     prompts  the prompts of this process, alone or together with others
     team     all processes of the request
     writes   whether this process writes the files; of a group with the same prompts, one does
+    models   its networks; if they are kept, each prompt goes through all parts before the next one
 
     Each prompt has the parts text, anchor (stage I), hires (stage II) and decode.
     """
 
     def __init__(
-        self, request: GenerationRequest, prompts: list[Prompt], team: Team, writes: bool, progress: PartProgress | None
+        self,
+        request: GenerationRequest,
+        prompts: list[Prompt],
+        team: Team,
+        writes: bool,
+        models: Models,
+        progress: PartProgress | None,
     ) -> None:
-        self.request, self.prompts, self.team, self.writes, self.progress = request, prompts, team, writes, progress
+        self.request, self.prompts, self.team, self.writes = request, prompts, team, writes
+        self.models, self.progress = models, progress
         self.seconds = part_seconds(request)
-        self.seconds["decode"] += self.seconds.pop("file")
+        self.seconds.pop("file")  # written beside the next work
         self.required = dict.fromkeys(self.seconds, float(len(prompts)))  # prompts to make, for each part
         self.completed = dict.fromkeys(self.seconds, 0.0)
 
@@ -62,6 +72,8 @@ class Task:
             total = sum(self.required[p] * self.seconds[p] for p in self.seconds)
             done = sum(self.completed[p] * self.seconds[p] for p in self.seconds)
             part_share = self.completed[part] / self.required[part] if self.required[part] else 1.0
+            if self.models.keep:  # of this prompt
+                part_share = math.ceil(self.completed[part]) and 1 - (-self.completed[part]) % 1
             self.progress(label, min(1.0, done / total) if total else 1.0, min(1.0, part_share))
 
     def record(self, part: str, prompt: Prompt, start: float) -> dict[str, str]:
@@ -113,32 +125,46 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 def load_codec(request: GenerationRequest) -> WanCodec:
     choice: Any = request.hires.codec
+    compiles = bool(request.hires.trainer.compile)
     if has_small_vae(request):
         return random_codec(choice, request.device, SMALL_VAE)
     if request.weights is None:
-        return WanCodec.random(choice, request.device)
-    return WanCodec.load(choice, request.weights, request.device)
+        return WanCodec.random(choice, request.device, compile=compiles)
+    return WanCodec.load(choice, request.weights, request.device, compile=compiles)
 
 
-def decode(task: Task) -> None:
-    """Decode the latents into videos with manifests, then remove the latents."""
-    request, codec = task.request, None
+def decode(task: Task, prompts: Sequence[Prompt], writer: FileWriter) -> None:
+    """Decode the latents into videos; `writer` writes them with their manifests, then removes the latents."""
+    request = task.request
     task.team.wait()  # until other processes have written the latents
-    for prompt in task.prompts:
-        if codec is None:
-            task.add("decode", 0.0, "loading the VAE")
-            codec = load_codec(request)
-            task.add("decode", 0.0, "decoding")
+    codec = task.models.get("codec", lambda: _load_codec(task)) if prompts else None
+    for prompt in prompts:
+        assert codec is not None
         start = time.perf_counter()
         frames = _decoded(task, codec, prompt)
-        if not task.writes:
-            continue
-        _write_video(request, prompt, frames)
-        task.record("decode", prompt, start)
-        write_json(request.manifest(prompt), manifest(request, prompt))
-        request.remove_latents(prompt)
+        if task.writes:
+            task.record("decode", prompt, start)
+            writer.submit(partial(_finish, request, prompt, frames, writer.is_abandoned))
+        del frames  # 3 GB of a 4K clip, beside those that are being written
     del codec
+    task.models.release()
     release_memory(request.device)
+
+
+def _load_codec(task: Task) -> WanCodec:
+    task.add("decode", 0.0, "loading the VAE")
+    codec = load_codec(task.request)
+    task.add("decode", 0.0, "decoding")
+    return codec
+
+
+def _finish(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]) -> None:
+    """Write a video and its manifest, and remove its latents."""
+    start = time.perf_counter()
+    _write_video(request, prompt, frames, is_abandoned)
+    request.seconds.setdefault(prompt.name, {})["file"] = round(time.perf_counter() - start, 3)
+    write_json(request.manifest(prompt), manifest(request, prompt))
+    request.remove_latents(prompt)
 
 
 def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
@@ -149,7 +175,7 @@ def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
     frames = np.empty((run.scale.frames, height, width, 3), dtype=np.uint8)
     tiles = math.prod(map(len, codec.choice.tiles(height, width)))
     calls = math.ceil(tiles / trainer.context) * latent.shape[2]  # of the decoder, for each tile and latent frame
-    hook = codec.vae.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
+    hook = codec.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
     try:
         for row, band in codec.bands(latent, trainer.context):
             frames[:, row : row + band.shape[-2]] = _pixels(band[0])
@@ -165,13 +191,16 @@ def _pixels(band: Tensor) -> NDArray[Any]:
     """
     if not band.isfinite().all():
         raise ValueError("the decoded video is not finite; codec.precision=fp32 may help")
-    return band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    pixels = band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # ordered here: a host copies strides 16 x slower
 
 
-def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any]) -> None:
+def _write_video(
+    request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]
+) -> None:
     path, options = request.video(prompt), request.options
     if path.suffix != ".png":
-        write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=request.crf)
+        write_video(path, frames, options.fps, options.lossless, request.crf, is_abandoned)
         return
     with replacing(path) as partial:
         Image.fromarray(frames[0]).save(partial, format="png")
@@ -188,6 +217,7 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "frames": run.scale.frames,
         "fps": request.options.fps,
         "quality": request.quality,
+        "decode": decode_entry(request),
         "weights": None if request.weights is None else str(request.weights),
         "anchor": _stage_entry(request.anchor, request.anchor_source),
         "hires": _stage_entry(run, request.hires_source),
@@ -197,9 +227,16 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "peak_memory_gb": request.peaks.get(prompt.name, {}),
         "device": torch.cuda.get_device_name() if request.device == "cuda" else "CPU",
         "torch": torch.__version__,
-        **{key: getattr(run.trainer, key) for key in ("attention", "compile", "processes", "context")},
+        **{key: getattr(run.trainer, key) for key in ("attention", "processes", "context")},
+        "compile": bool(run.trainer.compile),
         **provenance(),
     }
+
+
+def decode_entry(request: GenerationRequest) -> dict[str, Any]:
+    codec: Any = request.hires.codec
+    names = ("decoder", "decoder_file", "precision", "overlap")
+    return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 
 
 def _stage_entry(run: Run, source: str) -> dict[str, Any]:

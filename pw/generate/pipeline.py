@@ -1,12 +1,13 @@
-"""`pw generate`, prompt -> video: text encoding, stage I, stage II, tiled decode, one network on the device at a time.
+"""`pw generate`, prompt -> video: text encoding, stage I, stage II, tiled decode.
 
     pw generate prompt="a heron lifts off a misty lake" scale=2k hires=DIR-OR-FILE [key=value …]
 
 Besides its options (`pw generate --help`) it takes overrides of conf/ for stage II, as anchor.KEY=VALUE for stage I.
 
-Each part runs for all prompts before the next one loads, and writes files: a call continues a stopped one, and makes no
-finished video again. Several calls, such as one for each GPU, can share prompts and `out`: a call skips the prompts
-that another one makes.
+If all networks fit on the device together, each of several prompts goes through all parts before the next one. If not,
+each part runs for all prompts before the next part loads (D116). A thread writes the video of a prompt while the device
+works on the next. Each part writes files: a call continues a stopped one, and makes no finished video again. Several
+calls, such as one for each GPU, can share prompts and `out`: a call skips the prompts that another one makes.
 
 With `trainer=fsdp trainer.devices=N` one call starts a process for each of N GPUs (`pw.parallel.launch`). Each process
 makes other videos, the same as a single process would, but all evaluate their networks at the same time, because each
@@ -37,14 +38,19 @@ from pw.parallel.launch import carry_out, exit_with_parent, launch, report_mista
 from pw.parallel.team import PLACE, Place, join_team
 
 if TYPE_CHECKING:
+    from pw.generate.models import Models
     from pw.generate.output import PartProgress
 
 RESUMES = "what is finished is kept; run the same command again to resume"
 OTHER_FILES = 512  # open files other than the locks of prompts, such as libraries and weights
 
 
-def generate(request: GenerationRequest, progress: PartProgress | None = None) -> list[Path]:
+def generate(
+    request: GenerationRequest, progress: PartProgress | None = None, models: Models | None = None
+) -> list[Path]:
     """Make the missing videos; returns the files of all finished prompts, in their order.
+
+    models  networks that stay between calls; by default those of this call alone
 
     Starts the processes that hold the networks together, unless this is one of them.
     Raises ValueError when the weights do not fit, or the disk is too small.
@@ -55,27 +61,32 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
         launch(command, request.hires.trainer.processes, logs, None)
         shutil.rmtree(logs, ignore_errors=True)
     else:
-        _generate(request, progress, request.place)
+        _generate(request, progress, request.place, models)
     return [request.video(prompt) for prompt in request.prompts if request.is_done(prompt)]
 
 
-def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place) -> None:
+def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place, models: Models | None) -> None:
     silence_libraries()
     from pw.generate.denoise import encode_texts, make_anchors, make_details
+    from pw.generate.models import FileWriter, Models, fit_together
     from pw.generate.output import Task, decode
 
     trainer = request.hires.trainer
-    with join_team(trainer, place) as team, ExitStack() as locks:
+    with join_team(trainer, place) as team, ExitStack() as locks, FileWriter() as writer:
         todo = team.broadcast(locked_prompts(request, locks) if place.is_first else [])
         if not todo:
             return
         group, rank_in_group = divmod(place.rank, trainer.context)  # a group makes each of its videos together
         prompts = todo[group :: trainer.shares]
-        task = Task(request, prompts, team, rank_in_group == 0, progress if place.is_first else None)
+        models = models or Models(keep=len(prompts) > 1 and fit_together(request))
+        task = Task(request, prompts, team, rank_in_group == 0, models, progress if place.is_first else None)
         embedding = encode_texts(task)
-        make_anchors(task, embedding)
-        make_details(task, embedding)
-        decode(task)
+        for group_prompts in [[prompt] for prompt in prompts] if models.keep else [prompts]:
+            make_anchors(task, group_prompts, embedding)
+            make_details(task, group_prompts, embedding)
+            decode(task, group_prompts, writer)
+        task.add("decode", 0.0, "writing the file")
+        writer.finish()
         team.wait()  # the first process holds the locks of all
 
 

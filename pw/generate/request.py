@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost.counts import stage_latent
 from pw.generate.stage_runs import (
+    check_decoder,
     check_memory,
     check_processes,
     split_overrides,
     stage_runs,
     stage_source,
+    with_tiles,
     with_training,
 )
 from pw.io.arguments import ConfigError, check_path, number, option
@@ -121,7 +123,11 @@ class GenerationRequest:
         base = None if self.weights is None else fingerprint(self.weights)
         negative = [run.text and run.text.negative_prompt for run in (self.anchor, self.hires)]
         devices = [self.device, self.hires.trainer.attention, self.anchor.trainer.attention]  # `sage` is not exact
-        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, devices], 16)
+        codec: Any = self.hires.codec
+        decode = [codec.decoder, codec.side, codec.overlap]  # tiles have seams
+        if codec.decoder_file is not None:
+            decode.append(fingerprint(Path(codec.decoder_file)))
+        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, devices, decode], 16)
 
     def video(self, prompt: Prompt) -> Path:
         """The video file of a prompt: .mp4, .mkv if lossless, .png for a single frame."""
@@ -203,6 +209,7 @@ def make_request(
 
     announce  called before the last checks, which import torch and diffusers, for half a minute on a slow disk
     """
+    from pw.generate.estimate import pays_to_compile
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
@@ -221,18 +228,23 @@ def make_request(
     stage_overrides = with_training(sources[0], overrides), with_training(sources[1], anchor_overrides)
     hires, anchor = stage_runs(*stage_overrides, weights, options.frames)
     check_processes(hires)
+    check_decoder(hires)
     check_device(hires)
+    hires, anchor = with_tiles(hires, anchor)
     check_memory(hires, anchor)
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
-    request.prompts = _named_prompts(request, texts)
+    request.prompts = named_prompts(request, texts)
+    has_casts = "fp8" in (hires.trainer.storage, anchor.trainer.storage)
+    if hires.trainer.compile is None and not has_casts and pays_to_compile(request):
+        request.hires, request.anchor = (run.with_values({"trainer.compile": True}) for run in (hires, anchor))
     announce(request)
     _check_weights(request)
     return request
 
 
-def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
+def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
     """The prompts with seeds, anchors and file names. Raises ConfigError for duplicates."""
     from pw.io.wan_weights import fingerprint
 
@@ -282,11 +294,15 @@ def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
 def _check_weights(request: GenerationRequest) -> None:
     """Raises ValueError if an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
     from pw.nn.networks import check_checkpoint, check_kernel
+    from pw.nn.tiny_decoder import sizes_of
 
     for run, source in ((request.anchor, request.anchor_source), (request.hires, request.hires_source)):
         check_kernel(network_of(run), request.device)
         if source not in ("base", "random"):
             check_checkpoint(network_of(run), Path(source))
+    codec: Any = request.hires.codec
+    if codec.decoder_file is not None:
+        sizes_of(Path(codec.decoder_file), codec.channels)
     encoder = request.text_encoder()
     if encoder is None:
         return

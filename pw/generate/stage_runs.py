@@ -181,6 +181,27 @@ def check_processes(run: Run) -> None:
         torch.cuda.set_device(place.local_rank)
 
 
+def check_decoder(run: Run) -> None:
+    """Raises ConfigError if the file of a small decoder is not there; its content is read with the other weights."""
+    file = getattr(run.codec, "decoder_file", None)
+    if file is not None and not Path(file).is_file():
+        raise ConfigError(f"codec.decoder_file={file}: no such file; taew2_2.safetensors of TAEHV is one")
+
+
+def with_tiles(hires: Run, anchor: Run) -> tuple[Run, Run]:
+    """The stages with the tile of `codec.tile=auto`, by the memory of the smallest GPU; on a CPU it stays."""
+    if hires.trainer.accelerator != "gpu":
+        return hires, anchor
+    from pw.cost.generation_cost import with_tile
+
+    devices = range(hires.trainer.devices)
+    memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    tiled_hires, tiled_anchor = with_tile((hires, anchor), memory)
+    assert tiled_hires is not None
+    assert tiled_anchor is not None
+    return tiled_hires, tiled_anchor
+
+
 def check_memory(hires: Run, anchor: Run) -> None:
     """Raises ValueError, with the nearest setting that fits, if the memory of the GPU or of the CPU is too small."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory

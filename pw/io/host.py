@@ -34,6 +34,16 @@ def may_have_gpu() -> bool:
     return sys.platform != "linux" or any(Path("/dev", name).exists() for name in names)
 
 
+def gpu_name() -> str:
+    """The name of the first NVIDIA GPU as CUDA has it, from its driver's files; "" if they tell none."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                return value.strip()
+    return ""
+
+
 def default_threads() -> int:
     """OMP_NUM_THREADS, parsed as torch does, else the usable cores."""
     threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" is for nested regions

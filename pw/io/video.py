@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,11 +79,17 @@ class Frame(NamedTuple):
 
 
 def write_video(
-    path: str | os.PathLike[str], frames: Frames, fps: float = 24.0, lossless: bool = True, crf: int = 17
+    path: str | os.PathLike[str],
+    frames: Frames,
+    fps: float = 24.0,
+    lossless: bool = True,
+    crf: int = 17,
+    is_abandoned: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write uint8 `[F, H, W, 3]` as ffv1 .mkv (bit-exact) or libx264 4:2:0 BT.709 .mp4 (`crf` 0 to 51).
 
-    The write is atomic. Raises ValueError: wrong shape or dtype, wrong file extension, odd sizes with `lossless=False`.
+    The write is atomic. Raises InterruptedError when `is_abandoned` says so.
+    Raises ValueError: wrong shape or dtype, wrong file extension, odd sizes with `lossless=False`.
     """
     path = Path(path)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
@@ -95,7 +101,10 @@ def write_video(
     if not 0 < fps <= 1000:
         raise ValueError(f"fps must be in (0, 1000], not {fps}")
     with replacing(path) as partial:
-        _encode(partial, frames, Fraction(fps).limit_denominator(1001), lossless, crf)
+        kept = (image for image in frames if not is_abandoned())
+        _encode(partial, kept, frames.shape, Fraction(fps).limit_denominator(1001), lossless, crf)
+        if is_abandoned():
+            raise InterruptedError(f"{path}: was not finished")
 
 
 def read_video(path: str | os.PathLike[str]) -> Frames:
@@ -189,12 +198,14 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
     return video
 
 
-def _encode(path: Path, frames: Frames, fps: Fraction, lossless: bool, crf: int) -> None:
+def _encode(
+    path: Path, frames: Iterable[Frames], shape: tuple[int, ...], fps: Fraction, lossless: bool, crf: int
+) -> None:
     with av.open(str(path), "w", format="matroska" if lossless else "mp4") as container:
-        container.metadata.update({COUNT_TAG: str(len(frames)), SIZE_TAG: f"{frames.shape[2]}x{frames.shape[1]}"})
+        container.metadata.update({COUNT_TAG: str(shape[0]), SIZE_TAG: f"{shape[2]}x{shape[1]}"})
         options = {"level": "3", "slicecrc": "1"} if lossless else {"crf": str(crf), "preset": "veryfast"}
         stream: Any = container.add_stream("ffv1" if lossless else "libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = shape[1:3]
         stream.pix_fmt = "bgr0" if lossless else "yuv420p"
         stream.codec_context.thread_count = threads = _threads(stream)
         if not lossless:  # without tags a player guesses the matrix from the picture size

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pw.nn import options
+from pw.nn.tiny_decoder import TinyDecoder, load_tiny
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -63,10 +64,11 @@ class WanCodec:
     The latent is the mode of the posterior (deterministic). Large pictures are split into tiles of all frames, which
     are blended where they overlap. Attention is within a tile, so the result differs a little from that of one piece.
 
-    Raises ValueError when the VAE does not match the configuration.
+    compile  compile the decoder of the VAE, for each size of a tile
+    Raises ValueError when the VAE, or the file of the small decoder, does not match the configuration.
     """
 
-    def __init__(self, choice: options.WanVAE, vae: AutoencoderKLWan) -> None:
+    def __init__(self, choice: options.WanVAE, vae: AutoencoderKLWan, *, compile: bool = False) -> None:
         config: Any = vae.config
         for name, actual in (
             ("channels", config.z_dim),
@@ -79,17 +81,29 @@ class WanCodec:
         self.factor, self.channels = choice.factor, choice.channels
         self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+        self.tiny: TinyDecoder | None = None
+        if choice.decoder_file is not None:
+            self.tiny = load_tiny(Path(choice.decoder_file), choice.channels, str(vae.device), vae.dtype)
+        elif compile:
+            vae.decoder.compile(dynamic=False)
+        if vae.device.type == "cuda":
+            channels_last(vae)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module that is called once for each tile and latent frame."""
+        return self.vae.decoder if self.tiny is None else self.tiny
 
     @classmethod
-    def load(cls, choice: options.WanVAE, weights: Path, device: str) -> WanCodec:
+    def load(cls, choice: options.WanVAE, weights: Path, device: str, *, compile: bool = False) -> WanCodec:
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         dtype = torch.bfloat16 if choice.precision == "bf16" else torch.float32
         vae: Any = AutoencoderKLWan.from_pretrained(weights, subfolder="vae", torch_dtype=dtype, local_files_only=True)
-        return cls(choice, vae.to(device))
+        return cls(choice, vae.to(device), compile=compile)
 
     @classmethod
-    def random(cls, choice: options.WanVAE, device: str) -> WanCodec:
+    def random(cls, choice: options.WanVAE, device: str, *, compile: bool = False) -> WanCodec:
         """Wan2.2's VAE at full size with random weights: to measure time and memory."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
@@ -98,7 +112,7 @@ class WanCodec:
         if choice.precision == "bf16":
             for parameter in vae.parameters():  # diffusers' `to` warns about modules that it does not have
                 parameter.data = parameter.data.to(torch.bfloat16)
-        return cls(choice, vae)
+        return cls(choice, vae, compile=compile)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -113,7 +127,7 @@ class WanCodec:
             part = video[..., _scale_span(rows, unit), _scale_span(columns, unit)].to(self.vae.device, self.vae.dtype)
             return self.vae.encode(part).latent_dist.mode().float().to(video.device)
 
-        tile, overlap = self.choice.tile // unit, self.choice.overlap // unit
+        tile, overlap = self.choice.side // unit, self.choice.overlap // unit
         bands = blend_tiles(piece, (height // unit, width // unit), tile, overlap, 1)
         latent = torch.cat([band for _, band in bands], dim=-2)
         return (latent - self.mean.to(latent)) / self.std.to(latent)
@@ -131,14 +145,17 @@ class WanCodec:
         the same latent, they decode its tiles together and the first of them receives the bands.
         """
         unit = self.factor
-        scaled = latent.float() * self.std.to(latent) + self.mean.to(latent)
+        scaled = latent.float()
+        if self.tiny is None:
+            scaled = scaled * self.std.to(latent) + self.mean.to(latent)
 
         def piece(rows: slice, columns: slice) -> Tensor:
             part = scaled[..., rows, columns].to(self.vae.device, self.vae.dtype)
-            return self.vae.decode(part, return_dict=False)[0].to(latent.device).float()
+            video = self.vae.decode(part, return_dict=False)[0] if self.tiny is None else self.tiny.decode(part)
+            return video.to(latent.device).float()
 
         height, width = latent.shape[-2:]
-        size, overlap = self.choice.tile // unit, self.choice.overlap // unit
+        size, overlap = self.choice.side // unit, self.choice.overlap // unit
         if processes > 1:
             rows, columns = (options.spans(length, size, overlap) for length in (height, width))
             pieces = distributed_pieces(piece, list(itertools.product(rows, columns)), unit, processes)
@@ -158,6 +175,13 @@ def random_codec(choice: options.WanVAE, device: str, sizes: Mapping[str, int]) 
     arguments = {**WAN_VAE, **sizes, "z_dim": choice.channels}
     with torch.device(device):
         return WanCodec(choice, AutoencoderKLWan(**arguments, latents_mean=mean, latents_std=std))
+
+
+def channels_last(module: nn.Module) -> None:
+    """Store the weights of 3D convolutions channel by channel last, as tensor cores read them; their values stay."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _scale_span(span: slice, factor: int) -> slice:

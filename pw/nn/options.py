@@ -172,6 +172,11 @@ class SpaceToDepth:
     def channels(self) -> int:
         return 3 * self.factor**2
 
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The options that encoding uses."""
+        return {"factor": self.factor}
+
     def latent_frames(self, frames: int) -> int:
         return frames
 
@@ -189,37 +194,85 @@ def spans(length: int, tile: int, overlap: int) -> list[slice]:
     return [slice(start, start + size) for start in starts]
 
 
+STANDARD_TILE = 768  # px; of encoding, and of `tile=auto` where no GPU's memory decides
+INDEXABLE = 2**31  # elements of a tensor; kernels count them in 32 bits
+
+
 @dataclass(frozen=True)
 class WanVAE:
     """Wan2.2's VAE: `factor` x `factor` px and `frames_factor` frames a latent position, after the first frame.
 
-    precision  of its weights; fp32 is the reference, bf16 halves memory and time
-    tile       longest side of a tile, px; 0 for one piece
-    overlap    px by which neighbouring tiles overlap, blended by a cosine
+    precision     of its weights; fp32 is the reference, bf16 halves memory and time
+    tile          longest side of a tile, px; 0 for one piece; `auto`: 768, but `pw generate` decodes on a GPU in tiles
+                  as large as its memory allows (D115)
+    overlap       px by which neighbouring tiles overlap, blended by a cosine
+    decoder       `vae`, its own; `tiny`: a small network of `pw.nn.tiny_decoder` in `decoder_file`, a .safetensors
     """
 
     factor: int
     frames_factor: int
     channels: int
     precision: Literal["fp32", "bf16"]
-    tile: int
+    tile: int | Literal["auto"]
     overlap: int
+    decoder: Literal["vae", "tiny"] = "vae"
+    decoder_file: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("factor", "frames_factor", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"codec.{name}={getattr(self, name)}: needs at least 1")
-        for name in ("tile", "overlap"):
-            value = getattr(self, name)
+        for name, value in (("tile", self.side), ("overlap", self.overlap)):
             if value < 0 or value % self.factor:
                 raise ValueError(f"codec.{name}={value}: a multiple of codec.factor={self.factor}, or 0")
-        if self.tile and self.overlap > self.tile // 2:
-            raise ValueError(f"codec.overlap={self.overlap}: at most half of codec.tile={self.tile}")
+        if self.side and self.overlap > self.side // 2:
+            raise ValueError(f"codec.overlap={self.overlap}: at most half of codec.tile={self.side}")
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        if self.decoder == "vae" and self.decoder_file is not None:
+            raise ValueError(f"codec.decoder_file={self.decoder_file}: is read by codec.decoder=tiny alone; set that")
+        if self.decoder == "tiny" and self.decoder_file is None:
+            raise ValueError("codec.decoder=tiny: set codec.decoder_file to its .safetensors, such as taew2_2's")
+        if self.decoder == "tiny" and (self.factor, self.frames_factor) != (16, 4):
+            raise ValueError(
+                f"codec.decoder=tiny: makes 16 x 16 px and 4 frames a position, this VAE {self.factor} x {self.factor} "
+                f"px and {self.frames_factor}; leave it at vae"
+            )
+
+    @property
+    def side(self) -> int:
+        """`tile` in px, 0 for one piece."""
+        return STANDARD_TILE if self.tile == "auto" else self.tile
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The options that encoding uses."""
+        names = ("factor", "frames_factor", "channels", "precision", "overlap")
+        return {"tile": self.side, **{name: getattr(self, name) for name in names}}
+
+    def largest_tensor(self, frames: int, height: int, width: int) -> int:
+        """Elements of the largest tensor of decoding a tile of a video (tests/cost has it from the modules).
+
+        Wan's: 512 channels of 6 frames at half the size, padded by 1 px. `tiny`: 64 channels of 4 frames.
+        """
+        rows, columns = (max(s.stop - s.start for s in spans) * self.factor // 2 for spans in self.tiles(height, width))
+        if self.decoder == "tiny":
+            return 64 * 4 * rows * columns
+        return 512 * (3 if frames == 1 else 6) * (rows + 2) * (columns + 2)
+
+    def check_decode(self, frames: int, height: int, width: int) -> None:
+        """Raises ValueError where decoding makes a tensor that kernels cannot index."""
+        if (elements := self.largest_tensor(frames, height, width)) >= INDEXABLE:
+            raise ValueError(
+                f"codec.tile={self.tile}: decoding {height} x {width} px makes a tensor of {elements:.1e} numbers, "
+                f"more than kernels can index ({INDEXABLE:.1e}); set codec.tile=auto, or {STANDARD_TILE}"
+            )
 
     def tiles(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
         """Spans of the latent's rows and columns."""
         f = self.factor
-        rows, columns = (spans(size // f, self.tile // f, self.overlap // f) for size in (height, width))
+        rows, columns = (spans(size // f, self.side // f, self.overlap // f) for size in (height, width))
         return rows, columns
 
     def latent_frames(self, frames: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.cost.generation_cost import coding, text_encoding
-from pw.cost.rates import rate_text, tflops_of
+from pw.cost.rates import rate_text, rates_of
 from pw.data.latents import encoding_settings
 from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
 from pw.data.shards import fits
@@ -220,7 +220,7 @@ def seconds_of_clip(encoding: Encoding) -> float:
     run, scale = encoding.run, encoding.run.scale
     phases = [coding(run, "clip", scale.size, "encode"), text_encoding(run)]
     phases += encoding.sizes.anchors * [coding(run, "anchor", scale.anchor_size, "encode")]
-    return sum(phase.seconds(tflops_of(run)) for phase in phases)
+    return sum(phase.seconds(rates_of(run)) for phase in phases)
 
 
 def check_disk(encoding: Encoding) -> None:

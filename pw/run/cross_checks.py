@@ -54,6 +54,9 @@ def _check_sizes(run: Run) -> list[int]:
                 f"scale.{name}={getattr(scale, name)}: its {length} latent positions are no multiple of patch size "
                 f"{patch}{near}"
             )
+    if isinstance(codec, options.WanVAE):
+        with as_config_error():
+            codec.check_decode(scale.frames, *(getattr(scale, name) for name in size_names))
     if max(positions) > backbone.rope_max_seq_len:
         raise ConfigError(
             f"scale={scale.name}: {max(positions)} latent positions in a row, the backbone's rotary table has "

@@ -208,7 +208,8 @@ class Trainer:
     attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses. `flash4`: FlashAttention-4 in
                     the place of torch's own `flash`, from the package flash-attn-4
     deterministic   the same training twice is the same bit for bit, also on a GPU, by kernels that are slower
-    compile         torch.compile for each block
+    compile         torch.compile for each block, and for the VAE's decoder in generation; null: in generation on a GPU
+                    if its prompts are enough to gain by it, otherwise not
     offload         `group`: to generate and sample, blocks of the network wait in CPU memory and each is on the device
                     while it computes (`pw.nn.placement`)
     storage         `fp8`: to generate and sample, weights of the blocks have 8 bits while they wait, which rounds them
@@ -222,7 +223,7 @@ class Trainer:
     devices: Annotated[Count, Range(1, 1024)]
     threads: Annotated[Count, Range(1, 4096)]
     attention: Literal["sdpa", "cudnn", "flash", "flash3", "flash4", "sage"]
-    compile: bool
+    compile: bool | None
     guidance_batch: bool
     weights: str | None
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"

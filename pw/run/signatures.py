@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.files import digest
@@ -44,6 +45,7 @@ TRAINING_CODE = {
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
     *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of", "pw.nn.placement.offload_blocks"),
+    "pw.nn.codec.channels_last",
 }
 # Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
@@ -56,6 +58,7 @@ ALTERNATIVES = {
         "fixed": "pw.nn.adapters.FixedGate",
     },
     "codec": {"SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec", "WanVAE": "pw.nn.codec.WanCodec"},
+    "decoder": {"tiny": "pw.nn.tiny_decoder.load_tiny"},
 }
 
 
@@ -85,6 +88,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
         values.pop("attention")
     values.pop("text")  # `backbone` has the sizes of an embedding; training does not use the negative prompt
     values["data"] = {k: v for k, v in values["data"].items() if k not in NOT_DATA}
+    # training encodes and does not decode; `tile=auto` is a number there
+    values["codec"] = {"_target_": values["codec"]["_target_"], **run.codec.encoding}
     values["clips"] = run.source.fingerprint()
     if run.starts_from_wan:
         values["weights"] = weights_fingerprint(run, "transformer")
@@ -138,7 +143,7 @@ def evaluation_code(run: Run) -> str:
 def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
     """Hash of the code of the stage, `parts` and `extra`, without `unused` code and alternatives not chosen."""
     gate = run.injector.gate if isinstance(run.injector, options.Injector) else ""
-    choices = {"gate": gate, "codec": type(run.codec).__name__}
+    choices = {"gate": gate, "codec": type(run.codec).__name__, "decoder": getattr(run.codec, "decoder", "")}
     exclude = {name for key, rivals in ALTERNATIVES.items() for value, name in rivals.items() if value != choices[key]}
     exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
     exclude |= {"pw.nn.sparse_attention.SparseMask"} if run.attention is None else set()
@@ -174,6 +179,8 @@ def of_samples(run: Run, evaluation_seed: int) -> str:
         values["attention"] = run.trainer.attention == "sage"  # the only inexact kernel
         if run.trainer.storage == "fp8":
             values["storage"] = "fp8"
+    if isinstance(run.codec, options.WanVAE) and run.codec.decoder_file is not None:
+        values["decoder"] = _fingerprint(Path(run.codec.decoder_file))
     return digest(without_modules(values))
 
 

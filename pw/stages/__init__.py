@@ -40,7 +40,7 @@ def network_of(run: Run) -> Network:
         run.backbone,
         run.injector,
         trainer.attention,
-        trainer.compile,
+        bool(trainer.compile),
         run.seed,
         sparsity=run.attention,
         offload=trainer.offload,

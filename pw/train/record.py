@@ -128,7 +128,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
     content = {
         "signature": run.training_signature,
         "updates": run.train.updates,
-        "train_flops": training_cost(run).flops,
+        "train_flops": training_cost(run).flops.total,
         "cpu_seconds": round(module.cpu_seconds, 2),
         "wall_seconds": round(module.wall_seconds, 2),
         "tracking_seconds": round(module.tracking_seconds, 3),

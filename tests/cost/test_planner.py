@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from pw.cost import planner
 from pw.cost.counts import Moment, Part
-from pw.cost.generation_cost import generation_cost, stages_of
+from pw.cost.generation_cost import generation_cost, stages_of, with_tile
 from pw.cost.planner import PlanOptions, make_plan
-from pw.cost.rates import parse_gpus
+from pw.cost.rates import parse_gpus, uniform_rates
 from pw.cost.training_cost import training_cost
 from pw.cost.verdicts import Verdict, check_generation, replace_overrides
 from pw.io.arguments import ConfigError, parse
@@ -35,6 +35,7 @@ def verdicts(*arguments: str) -> dict[str, Verdict]:
     return {verdict.what: verdict for verdict in planner.verdicts(make_plan(options))}
 
 
+RATES = uniform_rates(400)
 OFFLOADED_ADAPTERS = ("trainer.offload_activations=true", "train.trainable=adapters")
 
 
@@ -144,17 +145,18 @@ class TestTheCommandLine:
             assert row in rows
         # whole numbers in whole cells: nothing is cut or wrapped
         peak = next(row for row in rows if row[:1] == ["peak"])
-        assert peak == ["peak", "11.7", "GB", "10.4", "GB", "36.4", "GB", "15.1", "GB"]
+        assert peak == ["peak", "11.7", "GB", "10.4", "GB", "36.4", "GB", "35.5", "GB"]
 
     def test_writes_the_same_as_json(self, tmp_path: Path) -> None:
         path = tmp_path / "plan.json"
         assert planner.main(["scale=2k", "gpus=2xH200", "tflops=450", f"json={path}"]) == 0
         content = json.loads(path.read_text())
-        generation = generation_cost(*stages_of(run("scale=2k")))
+        generation = generation_cost(*with_tile(stages_of(run("scale=2k")), parse_gpus("H200").memory))
         assert [phase["name"] for phase in content["generation"]["phases"]] == ["text", "stage I", "stage II", "decode"]
         assert content["generation"]["phases"][2]["bytes"] == generation.phases[2].bytes
         assert content["generation"]["seconds"] == pytest.approx(generation.flops / 450e12)
-        assert content["training"]["flops"] == training_cost(run("scale=2k"), 2).flops
+        assert content["generation"]["file_seconds"] == pytest.approx(121 * 1440 * 2560 / 25.5e6)
+        assert content["training"]["flops"] == training_cost(run("scale=2k"), 2).flops.total
         assert [verdict["fits"] for verdict in content["verdicts"]] == [True, True]
 
     def test_answers_without_importing_torch(self) -> None:
@@ -215,14 +217,14 @@ class TestAVerdict:
             "trainer=fsdp trainer.devices=8 trainer.context=2; or trainer.offload=group scale.frames=93"
         )
         assert verdicts("scale=4k", *verdict.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
-        tile = verdicts("scale=4k", "codec.tile=0", "gpus=8x80GB", "for=generation")["generation"]
-        assert tile.remedy == ("codec.tile=512", "codec.overlap=128")
+        tile = verdicts("scale=2k", "codec.tile=1536", "gpus=8x40GB", "for=generation")["generation"]
+        assert tile.remedy == ("codec.tile=1408",)  # before the networks are split
 
     @pytest.mark.parametrize(
         ("what", "overrides", "card", "remedy"),
         [
-            ("generation", ("scale=2k", "codec.tile=0"), "1x24GB", None),
-            ("generation", ("scale=2k", "codec.tile=0"), "1x40GB", ("codec.tile=512", "codec.overlap=128")),
+            ("generation", ("scale=2k", "codec.tile=1536"), "1x24GB", None),
+            ("generation", ("scale=2k", "codec.tile=1536"), "1x40GB", ("codec.tile=1408",)),
             ("generation", ("scale=2k",), "1x24GB", ("trainer.offload=group",)),
             ("generation", ("scale=2k", "trainer.storage=fp8"), "1x16GB", ("trainer.offload=group",)),
             ("generation", ("scale=4k",), "1x32GB", ("trainer.offload=group",)),
@@ -301,9 +303,9 @@ class TestCheckGeneration:
 class TestSeveralGpus:
     def test_share_an_updates_micro_batches(self) -> None:
         one, eight, many = (training_cost(run("scale=2k"), n) for n in (1, 8, 64))
-        assert eight.seconds(eight.flops, 400) == one.seconds(one.flops, 400) / 8
+        assert eight.seconds(eight.flops, RATES) == one.seconds(one.flops, RATES) / 8
         # 8 clips an update: the rest would idle
-        assert many.seconds(many.flops, 400) == eight.seconds(eight.flops, 400)
+        assert many.seconds(many.flops, RATES) == eight.seconds(eight.flops, RATES)
         # 4 clips in one micro-batch are cut into parts; 3 devices cannot share them equally
         times = [training_cost(run("scale=proxy"), n).share for n in (1, 2, 4, 3)]
         assert times == [1, 1 / 2, 1 / 4, 1]
@@ -314,7 +316,7 @@ class TestSeveralGpus:
         shared = ("scale=4k", "trainer=fsdp", "trainer.devices=8", "trainer.context=4")
         assert verdicts(*shared, "gpus=8x80GB", "for=training")["training"].fits
         assert not verdicts(*shared[:-1], "trainer.context=2", "gpus=8x80GB", "for=training")["training"].fits
-        seconds = [cost.seconds(cost.flops, 400) for cost in (training_cost(run("scale=4k"), 8, n) for n in (1, 8))]
+        seconds = [cost.seconds(cost.flops, RATES) for cost in (training_cost(run("scale=4k"), 8, n) for n in (1, 8))]
         assert seconds[1] == pytest.approx(seconds[0])
 
     def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text(self) -> None:
@@ -324,7 +326,7 @@ class TestSeveralGpus:
         )
         for one, eight in zip(alone.generation.phases, context_parallel.generation.phases, strict=True):
             share = 1 if one.name == "text" else 8  # the decode has 24 tiles
-            assert one.seconds(400) == pytest.approx(share * eight.seconds(400))
+            assert one.seconds(RATES) == pytest.approx(share * eight.seconds(RATES))
             assert eight.bytes <= one.bytes
 
     def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:

@@ -354,7 +354,7 @@ class TestTheTimeOfAJob:
             jobs = all_jobs(plan_for("name=ansc", "scale=2k", "seeds=1", *words))[0]
             job = next(job for job in jobs if job.kind == "train")
             planned = make_cost_plan(arguments.parse(PlanOptions, job.run.config.overrides))
-            times.append(planned.training.seconds(planned.training.flops, planned.tflops))
+            times.append(planned.training.seconds(planned.training.flops, planned.rates))
             assert job.seconds() == pytest.approx(times[-1] + JOB_SECONDS)
         assert times[0] == pytest.approx(8 * times[1])  # 8 micro-batches of one clip
 

@@ -27,7 +27,7 @@ SIZES = (
 SMALL = ("scale=tiny", *SIZES, "sampling.num_steps=2", "frames=5", "lossless=true")
 SPLIT = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.threads=1")
 TWO = (*SPLIT, "trainer.devices=2")
-ALL = {"text", "anchor", "hires", "decode"}
+ALL = {"text", "anchor", "hires", "decode", "file"}
 
 
 @pytest.fixture

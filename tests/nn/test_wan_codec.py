@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pw.nn.codec import WanCodec, blend_tiles, window
+from pw.nn.codec import WanCodec, blend_tiles, channels_last, window
 from pw.nn.options import WanVAE, spans
 
 WHOLE = WanVAE(factor=16, frames_factor=4, channels=4, precision="fp32", tile=0, overlap=0)
@@ -72,6 +73,32 @@ class TestTheCodec:
     def test_refuses_clips_that_do_not_fit(self, vae: Any, shape: tuple[int, ...], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             WanCodec(WHOLE, vae).encode(torch.zeros(shape))
+
+
+class TestTheDecoderOnAGpu:
+    """What is done to it there changes nothing but the order of its numbers in memory, and rounding."""
+
+    def test_in_channels_last_makes_the_same(self, pipeline: tuple[Path, Any], latent: Tensor, whole: Tensor) -> None:
+        codec = WanCodec.load(WHOLE, pipeline[0], "cpu")
+        channels_last(codec.vae)
+        weights = [part.weight for part in codec.vae.modules() if isinstance(part, torch.nn.Conv3d)]
+        assert any(w.is_contiguous(memory_format=torch.channels_last_3d) and not w.is_contiguous() for w in weights)
+        torch.testing.assert_close(codec.decode(latent), whole, atol=1e-5, rtol=0)
+
+    @pytest.mark.slow
+    def test_compiled_makes_the_same_with_graphs_for_the_first_clip_alone(
+        self, pipeline: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of its tiles one has graphs, for the frames that fill the convolutions' memory and for the others. Without
+        Inductor, which takes three minutes for this on a CPU."""
+        monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+        codec, plain = WanCodec.load(TILED, pipeline[0], "cpu", compile=True), WanCodec.load(TILED, pipeline[0], "cpu")
+        graphs = []
+        for seed in range(2):
+            latent = torch.randn(1, 4, 6, 4, 20, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(codec.decode(latent), plain.decode(latent), atol=1e-4, rtol=0)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert 0 < graphs[0] == graphs[1] <= 4
 
 
 class TestTiles:
@@ -139,6 +166,18 @@ class TestTiles:
 
 
 class TestTheOptions:
+    def test_of_auto_are_768_px_where_no_memory_decides(self) -> None:
+        auto, number = replace(WHOLE, tile="auto", overlap=128), replace(WHOLE, tile=768, overlap=128)
+        assert auto.tiles(1440, 2560) == number.tiles(1440, 2560)
+        assert auto.encoding == number.encoding
+
+    def test_that_make_tensors_beyond_32_bits_are_refused(self) -> None:
+        WHOLE.check_decode(121, 1440, 1600)  # 512 x 6 x 722 x 802 numbers
+        WHOLE.check_decode(1, 1440, 2560)
+        replace(WHOLE, decoder="tiny", decoder_file="x").check_decode(121, 2144, 3840)
+        with pytest.raises(ValueError, match=r"codec\.tile=0: decoding 1440 x 2560 px .* 2\.8e\+09 .*codec\.tile=auto"):
+            WHOLE.check_decode(121, 1440, 2560)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from experiments.engine.ablation import Ablation
-from pw.cost.generation_cost import generation_cost, stages_of
-from pw.cost.rates import parse_gpus
+from pw.cost.generation_cost import generation_cost, stages_of, with_tile
+from pw.cost.rates import parse_gpus, rates_of_gpus
 from pw.io.arguments import ConfigError
 from pw.run.build import build
 
@@ -22,7 +22,8 @@ def planned_cost(ablation: Ablation, arm: str) -> dict[str, float]:
             run = build([f"scale={scale}", *ablation.planned[arm].split()])
         except ConfigError as error:
             raise error.with_prefix(f"planned[{arm!r}]: ") from error
-        generation = generation_cost(*stages_of(run))
-        cost[f"plan_{scale}_s"] = generation.seconds(parse_gpus(CARD).tflops)
+        gpus = parse_gpus(CARD)
+        generation = generation_cost(*with_tile(stages_of(run), gpus.memory))
+        cost[f"plan_{scale}_s"] = generation.seconds(rates_of_gpus(gpus))
         cost[f"plan_{scale}_gb"] = generation.worst.needs / 1e9
     return cost

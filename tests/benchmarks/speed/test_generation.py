@@ -21,7 +21,7 @@ SMALL = (
     *("scale.anchor_height=32", "scale.anchor_width=32", "scale.norm_groups=4", "backbone.num_layers=2"),
     *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32", "backbone.text_dim=8"),
 )
-STEPS = ("stock_steps=2", "stock_of=7")
+STEPS = ("stock_steps=2", "stock_of=7", "codec=false")
 
 
 def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path: Path, capsys) -> None:
@@ -41,6 +41,7 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
     assert row["stock"]["steps"] == 7
     assert row["speed_up"] == pytest.approx(row["stock"]["seconds"] / row["seconds"], rel=0.02)
     assert {"git_commit", "device", "torch"} <= report.keys()
+    assert report["rates"].keys() == {"linear", "attention"}
 
 
 def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
@@ -140,6 +141,7 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
             "compile=false",
             "stock_steps=1",
             "stock_of=2",
+            "codec=false",
             f"out={tmp_path / 'bench.json'}",
         ]
         assert main(["scales=proxy,proxy", *words[1:]]) == 0
