@@ -40,7 +40,7 @@ def encoding_settings(scale: Any, codec: Any, degradation: Any, backbone: Any) -
     """The settings of a run that determine the encoding of a clip, {group: {key: JSON value}}."""
     settings = {
         "scale": {name: getattr(scale, name) for name in SIZES},
-        "codec": {"kind": type(codec).__name__, **codec.encoding},
+        "codec": {"kind": type(codec).__name__, **getattr(codec, "encoding", dataclasses.asdict(codec))},
         "degradation": {"kind": type(degradation).__name__, **_encoding_keys(dataclasses.asdict(degradation))},
         "backbone": {"text_tokens": backbone.text_tokens, "text_dim": backbone.text_dim},
     }

@@ -172,11 +172,6 @@ class SpaceToDepth:
     def channels(self) -> int:
         return 3 * self.factor**2
 
-    @property
-    def encoding(self) -> dict[str, Any]:
-        """The options that encoding uses."""
-        return {"factor": self.factor}
-
     def latent_frames(self, frames: int) -> int:
         return frames
 
@@ -247,7 +242,7 @@ class WanVAE:
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """The options that encoding uses."""
+        """The options that encoding uses, with the number that `tile=auto` is there."""
         names = ("factor", "frames_factor", "channels", "precision", "overlap")
         return {"tile": self.side, **{name: getattr(self, name) for name in names}}
 

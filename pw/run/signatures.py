@@ -88,8 +88,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
         values.pop("attention")
     values.pop("text")  # `backbone` has the sizes of an embedding; training does not use the negative prompt
     values["data"] = {k: v for k, v in values["data"].items() if k not in NOT_DATA}
-    # training encodes and does not decode; `tile=auto` is a number there
-    values["codec"] = {"_target_": values["codec"]["_target_"], **run.codec.encoding}
+    if isinstance(run.codec, options.WanVAE):  # training encodes and does not decode
+        values["codec"] = {"_target_": values["codec"]["_target_"], **run.codec.encoding}
     values["clips"] = run.source.fingerprint()
     if run.starts_from_wan:
         values["weights"] = weights_fingerprint(run, "transformer")

@@ -681,3 +681,20 @@ class TestTheCoverageCommand:
         assert main(["step_sampler=aligned", "sampling.num_steps=2", "sampling.timesteps=[900,300]"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-5:-3] for line in lines[2:4]] == [["900", "600"], ["300", "300"]]
+
+
+class TestTheDecoder:
+    """How a video is decoded changes no training, but the clips that are sampled."""
+
+    def test_and_auto_tiles_are_no_part_of_a_training(self, tmp_path: Path) -> None:
+        (tmp_path / "tiny.safetensors").write_bytes(b"x")
+        tiny = ("codec.decoder=tiny", f"codec.decoder_file={tmp_path / 'tiny.safetensors'}")
+        plain = run_of("scale=2k")
+        for same in (run_of("scale=2k", "codec.tile=768"), run_of("scale=2k", *tiny)):
+            assert same.configuration_signature == plain.configuration_signature
+        assert run_of("scale=2k", "codec.tile=512").configuration_signature != plain.configuration_signature
+        assert run_of("scale=2k", *tiny).signature != plain.signature
+        before = run_of("scale=2k", *tiny).signature
+        (tmp_path / "other.safetensors").write_bytes(b"y")
+        other = run_of("scale=2k", tiny[0], f"codec.decoder_file={tmp_path / 'other.safetensors'}")
+        assert other.signature != before
