@@ -16,7 +16,7 @@ BAKED = f"guidance=baked target.guidance_scale={SCALE}"
 
 ABLATION = Ablation(
     fixed=f"stage=hires {GUIDED} sampling.num_steps=4",
-    varies=("guidance", "target.guidance", "target.guidance_scale", "step_sampler"),
+    varies=("guidance", "target.guidance", "target.guidance_scale", "step_sampler", "train.updates"),
     arms={
         "off": "guidance=off",
         "on": f"guidance=on guidance.scale={SCALE}",
@@ -25,6 +25,7 @@ ABLATION = Ablation(
         "baked": f"{BAKED} target.guidance=finest",
         # the finest stride is drawn in 1.5 % of the steps with the paper's bias, in a sixth without
         "baked_uniform": f"{BAKED} target.guidance=finest step_sampler=uniform",
+        "baked_longer": f"{BAKED} target.guidance=finest step_sampler=uniform train.updates=640",
         "baked_every": f"{BAKED} target.guidance=every",
     },
     versus="first",
@@ -42,7 +43,8 @@ ABLATION = Ablation(
         "first_steps": "guidance=first_steps",
         "reuse": "guidance=reuse",
         **dict.fromkeys(
-            ("baked", "baked_uniform", "baked_every"), "guidance=baked target.guidance=finest target.guidance_scale=5"
+            ("baked", "baked_uniform", "baked_longer", "baked_every"),
+            "guidance=baked target.guidance=finest target.guidance_scale=5",
         ),
     },
 )

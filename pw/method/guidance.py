@@ -72,13 +72,16 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Baked(Guidance):
+class Baked:
     """None while sampling: training has put it into the velocity (`target.guidance`), for one evaluation a step.
 
     When to use: for the fewest evaluations. The scale cannot be changed after training.
     """
 
-    scale: ClassVar[float] = 1.0  # type: ignore[misc]
-    drop: ClassVar[Drop] = "text"  # type: ignore[misc]
-    first_steps: ClassVar[None] = None  # type: ignore[misc]
-    later: ClassVar[Literal["unguided"]] = "unguided"  # type: ignore[misc]
+    scale: ClassVar[float] = 1.0
+    drop: ClassVar[Drop] = "text"
+    first_steps: ClassVar[None] = None
+    later: ClassVar[Literal["unguided"]] = "unguided"
+
+    def guided_steps(self, steps: int) -> int:
+        return 0

@@ -20,7 +20,7 @@ from pw.io.files import digest, parse_json
 from pw.io.lazy import Tensor
 from pw.io.manifest import checksum
 from pw.io.paths import ROOT
-from pw.method.guidance import Guidance
+from pw.method.guidance import Baked, Guidance
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
 from pw.method.solver import Phase, Solver, custom_grid, inference_grid, phases, wan_grid
@@ -92,7 +92,7 @@ class Run:
     attention: options.Attention | None
     degradation: Degradation
     solver: Solver
-    guidance: Guidance
+    guidance: Guidance | Baked
     tracking: settings.Tracking | None
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None

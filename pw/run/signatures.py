@@ -32,8 +32,10 @@ NOT_SCALE = {
     *("window", "window_tile", "attention_tile"),
 }
 # Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
-NEUTRAL = {"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise"}
-NEUTRAL |= {"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text", "later": "unguided"}
+NEUTRAL: dict[str, Any] = {
+    **{"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise", "later": "unguided"},
+    **{"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
+}
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLING_CODE = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pw.data.procedural import generator
 from pw.method import path
+from pw.method.guidance import Guidance
 from pw.method.path import Velocity
 from pw.method.schedule import Schedule
 from pw.nn.adapters import resize_frames
@@ -89,10 +90,10 @@ def integrate(
         if data is not None:
             sigma = run.schedule.sigma(phase.grid[:1]).to(state.device).expand(len(state))
             state = path.state(resized(data, size), state, sigma)
-        conditions = (condition, null)
-        if run.scale.anchor_upsample == "pixel" and phase.size != 1:  # else the injector resizes it
-            conditions = tuple(c and c.with_anchor(lambda anchor, size=size: resized(anchor, size)) for c in conditions)
-        v = _sampled_velocity(run, net, *conditions, on_evaluation)
+        fits = phase.size == 1 or run.scale.anchor_upsample == "latent"  # which the injector resizes
+        sized = condition if fits else condition.with_anchor(lambda anchor, size=size: resized(anchor, size))
+        sized_null = null if fits or null is None else null.with_anchor(lambda z, size=size: resized(z, size))
+        v = _sampled_velocity(run, net, sized, sized_null, on_evaluation)
         strides = phase.strides if run.feeds_strides() else torch.zeros_like(phase.strides)
         data = run.solver(v, state, phase.grid, strides, run.schedule)
     assert data is not None
@@ -111,6 +112,7 @@ def _sampled_velocity(
     if run.guidance.scale == 1:
         return conditioned
     assert null is not None, "guidance needs a null condition"
+    assert isinstance(run.guidance, Guidance)
     null_velocity = wrap(velocity(net, null, run.schedule))
     batched = wrap(_both_branches(net, condition, null, run.schedule)) if run.trainer.guidance_batch else None
     return run.guidance(conditioned, null_velocity, run.guidance.last_guided(run.grid()), batched)
