@@ -14,6 +14,8 @@ GUIDED = "start=guided data.captions=texture train.condition_dropout=0.1 train.d
 SCALE = 3  # the largest that leaves psd of the 48-step flow model as it is (docs/tiny.md)
 BAKED = f"guidance=baked target.guidance_scale={SCALE}"
 
+BAKED_AT_2K = "guidance=baked target.guidance=finest target.guidance_scale=5"
+
 ABLATION = Ablation(
     fixed=f"stage=hires {GUIDED} sampling.num_steps=4",
     varies=("guidance", "target.guidance", "target.guidance_scale", "step_sampler", "train.updates"),

@@ -7,24 +7,28 @@ Verdict   not run yet.
 """
 
 from experiments import Ablation, not_worse
-from experiments.guidance import BAKED, GUIDED, SCALE
+from experiments.guidance import BAKED, BAKED_AT_2K, GUIDED, SCALE
 
 ON = f"guidance=on guidance.scale={SCALE}"
 SMALL = "sampling.sizes=[0.5,0.5,1,1]"  # without small batches in training, which cost more than they gain (`sizes`)
 FROM_ANCHOR = "sampling.init=anchor sampling.num_steps=2 sampling.timesteps=[800,600]"
+ALL = f"{BAKED} target.guidance=finest {FROM_ANCHOR} sampling.sizes=[0.5,1] attention=window"
+
 # At 2K and 4K: guidance 5, the text of a prompt, the authors' start.
 AT_2K = {
     "guided": "",
     "unguided": "guidance=off",
     "first_steps": "guidance=first_steps",
     "reuse": "guidance=reuse",
-    "baked": "guidance=baked target.guidance=finest target.guidance_scale=5",
+    "baked": BAKED_AT_2K,
     "half_size": "sampling.sizes=[0.5,0.5,1,1]",
     "from_anchor": "sampling.init=anchor sampling.num_steps=2 sampling.start=1.0 sampling.timesteps=[800,600]",
     "window": "attention=window",
     "anchor_blocks": "attention=anchor",
 }
+ALL_AT_2K = f"{AT_2K['baked']} {AT_2K['from_anchor']} sampling.sizes=[0.5,1] {AT_2K['window']}"
 FEW_STEPS = '["stage=anchor","objective=shortcut","guidance=off","sampling.num_steps=4"]'
+FEW_AT_2K = f"anchors=generated anchors.stage.overrides={FEW_STEPS}"
 
 ABLATION = Ablation(
     fixed=f"stage=hires {GUIDED} sampling.num_steps=4",
@@ -46,9 +50,10 @@ ABLATION = Ablation(
         "unguided_from_anchor": f"guidance=off {FROM_ANCHOR}",
         "baked_half_size": f"{BAKED} target.guidance=finest {SMALL}",
         "baked_half_size_window": f"{BAKED} target.guidance=finest {SMALL} attention=window",
-        "fastest": f"{BAKED} target.guidance=finest {FROM_ANCHOR} sampling.sizes=[0.5,1] attention=window",
+        "all": ALL,
         "stage_1": f"{ON} anchors=generated",
         "stage_1_few": f"{ON} anchors=few_step",
+        "all_stage_1_few": f"{ALL} anchors=few_step",
     },
     versus="first",
     ceiling="unguided",
@@ -68,8 +73,9 @@ ABLATION = Ablation(
         "unguided_from_anchor": f"{AT_2K['unguided']} {AT_2K['from_anchor']}",
         "baked_half_size": f"{AT_2K['baked']} {AT_2K['half_size']}",
         "baked_half_size_window": f"{AT_2K['baked']} {AT_2K['half_size']} {AT_2K['window']}",
-        "fastest": f"{AT_2K['baked']} {AT_2K['from_anchor']} sampling.sizes=[0.5,1] {AT_2K['window']}",
+        "all": ALL_AT_2K,
         "stage_1": "",
-        "stage_1_few": f"anchors=generated anchors.stage.overrides={FEW_STEPS}",
+        "stage_1_few": FEW_AT_2K,
+        "all_stage_1_few": f"{ALL_AT_2K} {FEW_AT_2K}",
     },
 )
