@@ -7,7 +7,7 @@ others are joined. Dots carry the 95 % interval over seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALES = {"plan_2k_s": "2K", "plan_4k_s": "4K"}
+FAR = 4  # times the median: a value beyond it makes the axis logarithmic
 LINE_HEIGHT = 0.042  # of a panel: the least distance of two labels
 
 
@@ -62,6 +63,7 @@ def figure_of(result: render.Result) -> Figure:
         if name is not None:
             heading = render.heading(lookup(name), render.digits_of(result, name))
             panels[0].set_ylabel(f"{heading} at scale={result.get('scale', 'tiny')}")
+        panels[1].set_title("blue: no other arm is as fast and better; grey: one is", loc="right", fontsize=11)
     return figure
 
 
@@ -81,15 +83,10 @@ def _panel(axes: Axes, arms: Sequence[Mapping[str, Any]], key: str, name: str, r
             seconds[label], row["mean"], yerr=error, fmt=mark.marker if mark else "s", color=colour, markersize=8,
             markerfacecolor=colour if mark is None or mark.filled else "white", capsize=4, zorder=3,
         )  # fmt: skip
-    axes.set_xscale("log")
-    low, high = min(seconds.values()), max(seconds.values())
-    axes.set_xlim(low / 1.15, high * 1.6)  # room for the labels at the right
-    ticks = _ticks(low, high)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    _scale_axes(axes, seconds.values(), [arm["metrics"][name] for arm in arms])
     if (ceiling := (result.get("ceiling") or {}).get(name, {}).get("mean")) is not None:
         axes.axhline(ceiling, color="#007A5A", linestyle="--", linewidth=1.6, zorder=0)
-        axes.annotate("many-step ceiling", (1, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        axes.annotate("many-step ceiling", (0.01, ceiling), xycoords=("axes fraction", "data"), va="bottom",
                       color="#007A5A", fontsize=10)  # fmt: skip
     _label(axes, seconds, means, best)
 
@@ -99,8 +96,33 @@ def _badness(metric: Metric, value: float) -> float:
     return signs.get(metric.direction, abs(math.log(value)) if value > 0 else math.inf)
 
 
+def _scale_axes(axes: Axes, seconds: Iterable[float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Logarithmic seconds, and values where one is far from the others: it would flatten them."""
+    seconds, means = [*seconds], [row["mean"] for row in rows]
+    low, high = min(seconds), max(seconds)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.15, high * 1.5)  # room for the labels at the right
+    _tick(axes.set_xticks, low / 1.15, high * 1.5)
+    if min(means) > 0 and max(means) > FAR * sorted(means)[len(means) // 2]:
+        axes.set_yscale("log")
+        ends = [min(means) / 1.5, max(means) * 1.5]
+        axes.set_ylim(*ends)
+        _tick(axes.set_yticks, *ends)
+    axes.minorticks_off()
+
+
+def _tick(set_ticks: Callable[..., Any], low: float, high: float) -> None:
+    fine = high < 8 * low
+    factors = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if fine else (1, 2, 5)
+    ticks = [factor * 10**power for power in range(-6, 7) for factor in factors]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
 def _label(axes: Axes, x: Mapping[str, float], y: Mapping[str, float], best: Sequence[str]) -> None:
     """Write each arm's name to the right of its dot, moved up or down where another name is."""
+    from matplotlib.patheffects import withStroke
+
     transform = axes.transData + axes.transAxes.inverted()
     places = {arm: transform.transform((x[arm], y[arm])) for arm in x}
     taken: list[tuple[float, float, float]] = []  # left, right, height of the labels so far
@@ -111,11 +133,6 @@ def _label(axes: Axes, x: Mapping[str, float], y: Mapping[str, float], best: Seq
             height += LINE_HEIGHT / 4
         taken.append((left, right, height))
         axes.annotate(
-            arm, (left, height), xycoords="axes fraction", va="center", fontsize=10,
-            color="#222222" if arm in best else "#777777",
+            arm, (left, height), xycoords="axes fraction", va="bottom", fontsize=10,
+            color="#222222" if arm in best else "#6A6A6A", path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    ticks = [factor * 10**power for power in range(-1, 5) for factor in (1, 2, 3, 5)]
-    return [tick for tick in ticks if low / 1.1 <= tick <= high * 1.3]
