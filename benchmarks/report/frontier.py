@@ -86,7 +86,7 @@ def _panel(axes: Axes, arms: Sequence[Mapping[str, Any]], key: str, name: str, r
     _scale_axes(axes, seconds.values(), [arm["metrics"][name] for arm in arms])
     if (ceiling := (result.get("ceiling") or {}).get(name, {}).get("mean")) is not None:
         axes.axhline(ceiling, color="#007A5A", linestyle="--", linewidth=1.6, zorder=0)
-        axes.annotate("many-step ceiling", (0.01, ceiling), xycoords=("axes fraction", "data"), va="bottom",
+        axes.annotate("many-step ceiling", (1, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       color="#007A5A", fontsize=10)  # fmt: skip
     _label(axes, seconds, means, best)
 
@@ -101,8 +101,8 @@ def _scale_axes(axes: Axes, seconds: Iterable[float], rows: Sequence[Mapping[str
     seconds, means = [*seconds], [row["mean"] for row in rows]
     low, high = min(seconds), max(seconds)
     axes.set_xscale("log")
-    axes.set_xlim(low / 1.15, high * 1.5)  # room for the labels at the right
-    _tick(axes.set_xticks, low / 1.15, high * 1.5)
+    axes.set_xlim(low / 1.15, high * 1.8)  # room for the labels at the right
+    _tick(axes.set_xticks, low / 1.15, high * 1.8)
     if min(means) > 0 and max(means) > FAR * sorted(means)[len(means) // 2]:
         axes.set_yscale("log")
         ends = [min(means) / 1.5, max(means) * 1.5]
