@@ -22,7 +22,8 @@ from benchmarks.metrics.implementation import FrameView
 from benchmarks.metrics.lpips import Lpips, LpipsScorer, MhdLpips
 from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.speed.generation import main, measure_ours
-from pw.cost.counts import codec_bytes, stage_latent
+from pw.cost.codec_cost import codec_bytes
+from pw.cost.counts import stage_latent
 from pw.cost.generation_cost import denoising, generation_cost, stages_of
 from pw.data import LatentBatch
 from pw.generate.pipeline import generate

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pw.cost.counts import Flops, codec_flops
+from pw.cost.codec_cost import codec_flops
+from pw.cost.counts import Flops
 from pw.cost.generation_cost import last_stage, with_tile
 from pw.io.lazy import torch
 from pw.nn import options

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from pw.cost import counts
-from pw.cost.counts import BYTES, Direction, Flops, Moment, Part, Precision
+from pw.cost.codec_cost import Direction, codec_bytes, codec_flops
+from pw.cost.counts import BYTES, Flops, Moment, Part, Precision
 from pw.cost.rates import Rates
 from pw.nn import options
 from pw.run.build import Run, build
@@ -181,7 +182,7 @@ def _moving(run: Run, precision: Precision, calls: int) -> tuple[float, float]:
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:
     video = (run.codec, run.scale.frames, *size, direction)
-    return Moment(name, counts.codec_bytes(*video), Flops(**{direction: counts.codec_flops(*video)}))
+    return Moment(name, codec_bytes(*video), Flops(**{direction: codec_flops(*video)}))
 
 
 def decoding(run: Run) -> Moment:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from pw.cost import counts
+from pw.cost.codec_cost import codec_bytes, codec_flops
 from pw.cost.counts import BYTES, Flops, Moment, Part
 from pw.cost.rates import Rates
 from pw.io.arguments import ConfigError
@@ -127,12 +128,12 @@ def encode_flops(run: Run) -> Flops:
     if not reads_pixels(run):
         return Flops()
     codec, scale = run.codec, run.scale
-    clip = counts.codec_flops(codec, scale.frames, *counts.stage_size(run), "encode")
+    clip = codec_flops(codec, scale.frames, *counts.stage_size(run), "encode")
     if run.stage == "anchor" or run.injector is None:
         return Flops(encode=clip)
     if scale.anchor_upsample == "pixel":
         return Flops(encode=2 * clip)
-    return Flops(encode=clip + counts.codec_flops(codec, scale.frames, *scale.anchor_size, "encode"))
+    return Flops(encode=clip + codec_flops(codec, scale.frames, *scale.anchor_size, "encode"))
 
 
 def reads_pixels(run: Run) -> bool:
@@ -167,7 +168,7 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
     """
     encoding = ()
     if reads_pixels(run):
-        encoding = counts.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
+        encoding = codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
     total, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
     persistent = (  # fp32 at any precision; gradients accumulate over `accumulate` micro-batches
         Part("weights", 4 * total / gpus, "counted"),

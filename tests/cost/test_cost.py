@@ -21,17 +21,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pw.cost.counts import (
+from pw.cost.codec_cost import (
     TINY_DECODE_BYTES,
     TINY_PARAMETERS,
     VAE_DECODER_PARAMETERS,
     VAE_ENCODER_PARAMETERS,
+    codec_bytes,
+    codec_flops,
+)
+from pw.cost.counts import (
     Precision,
     block_backward_bytes,
     block_bytes,
     block_parameters,
-    codec_bytes,
-    codec_flops,
     forward_flops,
     fp32_parameters,
     inference_bytes,
