@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.engine.ablation import Ablation
+from collections.abc import Mapping, Sequence
+
+from experiments.engine.ablation import Ablation, Clause
 from pw.cost.generation_cost import generation_cost, stages_of, with_tile
 from pw.cost.rates import parse_gpus, rates_of_gpus
 from pw.io.arguments import ConfigError
@@ -27,3 +29,18 @@ def planned_cost(ablation: Ablation, arm: str) -> dict[str, float]:
         cost[f"plan_{scale}_s"] = generation.seconds(rates_of_gpus(gpus))
         cost[f"plan_{scale}_gb"] = generation.worst.needs / 1e9
     return cost
+
+
+def with_savings(
+    rows: Sequence[Mapping[str, str]], clauses: Sequence[Clause], ablation: Ablation
+) -> list[dict[str, str]]:
+    """The verdict with the plan's seconds of the two arms of each clause, where they differ."""
+    result = []
+    for row, clause in zip(rows, clauses, strict=True):
+        evidence, pairs = [row["evidence"]] if row["evidence"] else [], [*clause.pairs()]
+        if len(pairs) == 1 and {pairs[0].arm, pairs[0].other} <= ablation.planned.keys():
+            new, old = (planned_cost(ablation, arm) for arm in (pairs[0].arm, pairs[0].other))
+            times = [(scale, old[f"plan_{scale}_s"], new[f"plan_{scale}_s"]) for scale in SCALES]
+            evidence += [f"{s.upper()} {a:.0f} → {b:.0f} s by the plan" for s, a, b in times if round(a) != round(b)]
+        result.append({**row, "evidence": ", ".join(evidence)})
+    return result

@@ -16,7 +16,7 @@ from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_
 from experiments.engine.job import Row, all_jobs, probe_row
 from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
-from experiments.engine.outcome.planned_cost import planned_cost
+from experiments.engine.outcome.planned_cost import planned_cost, with_savings
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
@@ -42,14 +42,14 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
     contract = table_contract(contracts)
     versus = {arm.name: arm.versus for arm in plan.arms}
     primary = plan.ablation.primary
-    comparison = compare(arms, primary=primary, versus=versus)
+    comparison, clauses = compare(arms, primary=primary, versus=versus), clauses_of(plan.ablation, versus)
     result = {
         "ablation": plan.name,
         "title": plan.statement.title,
         "claim": plan.statement.claim,
         "refuted": plan.statement.refuted,
         "primary": comparison.primary,
-        "verdict": verdict(clauses_of(plan.ablation, versus), arms, primary),
+        "verdict": with_savings(verdict(clauses, arms, primary), clauses, plan.ablation),
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
         "contract": contract,
