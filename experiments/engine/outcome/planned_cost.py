@@ -14,32 +14,37 @@ SCALES = ("2k", "4k")
 CARD = "H200"
 
 
-def planned_cost(ablation: Ablation, arm: str) -> dict[str, float]:
-    """`plan_2k_s`, `plan_2k_gb` and so on; empty if the ablation does not price the arm. Raises ConfigError."""
-    if arm not in ablation.planned:
-        return {}
+Costs = Mapping[str, Mapping[str, float]]  # arm -> `plan_2k_s`, `plan_2k_gb`, `plan_4k_s`, `plan_4k_gb`
+
+
+def planned_costs(ablation: Ablation) -> tuple[Costs, list[str]]:
+    """(the costs of the arms that the ablation prices, notes on those that cannot be planned)."""
+    costs, notes = {}, []
+    for arm, words in ablation.planned.items():
+        try:
+            costs[arm] = _cost(words.split())
+        except ConfigError as error:
+            notes.append(f"no plan of {arm} at 2K and 4K: {error}")
+    return costs, notes
+
+
+def _cost(overrides: Sequence[str]) -> dict[str, float]:
     cost: dict[str, float] = {}
     for scale in SCALES:
-        try:
-            run = build([f"scale={scale}", *ablation.planned[arm].split()])
-        except ConfigError as error:
-            raise error.with_prefix(f"planned[{arm!r}]: ") from error
         gpus = parse_gpus(CARD)
-        generation = generation_cost(*with_tile(stages_of(run), gpus.memory))
+        generation = generation_cost(*with_tile(stages_of(build([f"scale={scale}", *overrides])), gpus.memory))
         cost[f"plan_{scale}_s"] = generation.seconds(rates_of_gpus(gpus))
         cost[f"plan_{scale}_gb"] = generation.worst.needs / 1e9
     return cost
 
 
-def with_savings(
-    rows: Sequence[Mapping[str, str]], clauses: Sequence[Clause], ablation: Ablation
-) -> list[dict[str, str]]:
+def with_savings(rows: Sequence[Mapping[str, str]], clauses: Sequence[Clause], costs: Costs) -> list[dict[str, str]]:
     """The verdict with the plan's seconds of the two arms of each clause, where they differ."""
     result = []
     for row, clause in zip(rows, clauses, strict=True):
         evidence, pairs = [row["evidence"]] if row["evidence"] else [], [*clause.pairs()]
-        if len(pairs) == 1 and {pairs[0].arm, pairs[0].other} <= ablation.planned.keys():
-            new, old = (planned_cost(ablation, arm) for arm in (pairs[0].arm, pairs[0].other))
+        if len(pairs) == 1 and {pairs[0].arm, pairs[0].other} <= costs.keys():
+            new, old = costs[pairs[0].arm], costs[pairs[0].other]
             times = [(scale, old[f"plan_{scale}_s"], new[f"plan_{scale}_s"]) for scale in SCALES]
             evidence += [f"{s.upper()} {a:.0f} → {b:.0f} s by the plan" for s, a, b in times if round(a) != round(b)]
         result.append({**row, "evidence": ", ".join(evidence)})

@@ -16,7 +16,7 @@ from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_
 from experiments.engine.job import Row, all_jobs, probe_row
 from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
-from experiments.engine.outcome.planned_cost import planned_cost, with_savings
+from experiments.engine.outcome.planned_cost import Costs, planned_costs, with_savings
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
@@ -43,13 +43,14 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
     versus = {arm.name: arm.versus for arm in plan.arms}
     primary = plan.ablation.primary
     comparison, clauses = compare(arms, primary=primary, versus=versus), clauses_of(plan.ablation, versus)
+    planned, plan_notes = planned_costs(plan.ablation)
     result = {
         "ablation": plan.name,
         "title": plan.statement.title,
         "claim": plan.statement.claim,
         "refuted": plan.statement.refuted,
         "primary": comparison.primary,
-        "verdict": with_savings(verdict(clauses, arms, primary), clauses, plan.ablation),
+        "verdict": with_savings(verdict(clauses, arms, primary), clauses, planned),
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
         "contract": contract,
@@ -59,7 +60,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "code": [[revision.name, revision.commit] for revision in plan.revisions],
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
-        "arms": [_arm_entry(plan, arm, comparison, scores, failures) for arm in plan.arms],
+        "arms": [_arm_entry(plan, arm, comparison, scores, failures, planned) for arm in plan.arms],
         "best": comparison.best,
         "floor": _reference_row(scores, "floor"),
         "floor_is_bound": plan.arms[0].first.source.twins_share_structure,
@@ -67,7 +68,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": _coverage(plan),
         "failed": sorted(_reasons(failures)),
-        "notes": _notes(plan, rows, comparison.primary),
+        "notes": [*_notes(plan, rows, comparison.primary), *plan_notes],
         "shown_columns": list(plan.options.columns),
     }
     try:
@@ -118,7 +119,12 @@ def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _arm_entry(
-    plan: Plan, arm: Arm, comparison: Comparison, scores: Mapping[str, Any], failures: Mapping[str, str]
+    plan: Plan,
+    arm: Arm,
+    comparison: Comparison,
+    scores: Mapping[str, Any],
+    failures: Mapping[str, str],
+    planned: Costs,
 ) -> dict[str, Any]:
     seed_scores = scores.get(arm.name, {})
     missing = [str(seed) for seed in plan.options.seeds if seed not in seed_scores]
@@ -128,7 +134,7 @@ def _arm_entry(
         "varied": dict(arm.varied),
         **comparison.row(arm.name),
         "values": _by_metric(seed_scores),
-        "cost": _cost(plan, arm),
+        "cost": _cost(plan, arm) | dict(planned.get(arm.paper_arm, {})),
         "probe": _probe(plan, arm, scores),
         "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
         "status": "; ".join([f"failed: seeds {', '.join(missing)}", *reasons]) if missing else "ok",
@@ -161,7 +167,6 @@ def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
         "train_cpu_s": mean(trainings, "cpu_seconds"),
         "sample_cpu_s": mean(samplings, "cpu_seconds"),
         "peak_memory_mb": mean(trainings, "peak_memory_mb"),
-        **planned_cost(plan.ablation, arm.paper_arm),
     }
 
 
