@@ -24,6 +24,7 @@ TINY = (
     *("scale.frames=9", "scale.height=128", "scale.width=192", "scale.anchor_height=64", "scale.anchor_width=96"),
 )
 WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's defaults, for stage I
+FEW_STEPS = ("sampling.num_steps=4",)  # of a stage I that shortcut training brought to few steps
 # Groups of the configuration of a training that generation needs.
 NETWORK_GROUPS = {
     *("scale", "backbone", "codec", "text", "injector", "attention", "schedule"),
@@ -126,8 +127,9 @@ def stage_runs(
     common = [*_scale_overrides(overrides), *sizes]
     shared_overrides = [o for o in overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
     hires = build(_last_of_each([*common, "stage=hires", *overrides]))
+    sampling = FEW_STEPS if "objective=shortcut" in anchor_overrides else WAN_SAMPLING
     try:
-        anchor = build(_last_of_each([*common, "stage=anchor", *WAN_SAMPLING, *shared_overrides, *anchor_overrides]))
+        anchor = build(_last_of_each([*common, "stage=anchor", *sampling, *shared_overrides, *anchor_overrides]))
     except ConfigError as error:
         key = str(error).partition("=")[0]
         if key in {override_key(o) for o in (*common, *shared_overrides)}:

@@ -552,3 +552,13 @@ def test_vbenchs_prompts_are_not_too_many_open_files() -> None:
                 allow_open_files(hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), [((), (50, "wan", "unipc")), (("objective=shortcut",), (4, "uniform", "euler"))]
+)
+def test_a_first_stage_that_learned_few_steps_takes_them(overrides: tuple[str, ...], expected: tuple[int, str, str]):
+    from pw.generate.stage_runs import stage_runs
+
+    _, anchor = stage_runs(["scale=2k"], overrides, None, None)
+    assert (anchor.sampling.num_steps, anchor.sampling.grid, anchor.config.choices["solver"]) == expected
