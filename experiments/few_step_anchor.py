@@ -1,7 +1,7 @@
 """Does the first stage need 50 steps? (beyond the paper)
 
-Claim     Shortcut training brings the first stage from 50 steps to 4, and the clips that the second stage makes under its
-          anchors lose nothing.
+Claim     Shortcut training brings the first stage from 50 steps to 4, and what the second stage makes under its anchors
+          loses nothing.
 Refuted   if they are worse in psd or swd.
 Verdict   not run yet.
 """
