@@ -1,8 +1,8 @@
 """What makes 2K and 4K fast, and what does each ingredient cost? (beyond the paper)
 
-Claim     Cheaper guidance (reused, or baked into the target), half-size first steps, sampling from the anchor and sparse
-          attention each save time and lose nothing, and so do half size with a window or with baked guidance. (The first
-          stage: `few_step_anchor`.)
+Claim     Cheaper guidance (reused, or baked into the target), half-size first steps, sampling from the anchor and
+          sparse attention each save time and lose nothing, and so do half size with a window or with baked guidance.
+          (The first stage: `few_step_anchor`.)
 Refuted   if an ingredient is worse in psd than guided sampling in four dense steps at full size.
 Verdict   not run yet.
 """

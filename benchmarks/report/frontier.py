@@ -126,13 +126,18 @@ def _label(axes: Axes, x: Mapping[str, float], y: Mapping[str, float], best: Seq
     transform = axes.transData + axes.transAxes.inverted()
     places = {arm: transform.transform((x[arm], y[arm])) for arm in x}
     taken: list[tuple[float, float, float]] = []  # left, right, height of the labels so far
-    for arm in sorted(places, key=lambda arm: places[arm][1]):
-        left, height = places[arm][0] + 0.018, places[arm][1]
+    offsets = sorted((n * LINE_HEIGHT / 2 for n in range(-24, 25)), key=abs)
+    for arm in sorted(places, key=lambda arm: (arm not in best, places[arm][1])):
+        left, centre = places[arm][0] + 0.018, places[arm][1]
         right = left + 0.0125 * len(arm)
-        while any(left < r and right > l and abs(height - h) < LINE_HEIGHT for l, r, h in taken):  # noqa: E741
-            height += LINE_HEIGHT / 4
+        beside = [height for start, end, height in taken if left < end and right > start]
+        free = [offset for offset in offsets if all(abs(centre + offset - h) >= LINE_HEIGHT for h in beside)]
+        height = centre + (free[0] if free else 0)
         taken.append((left, right, height))
+        line = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8}
         axes.annotate(
-            arm, (left, height), xycoords="axes fraction", va="bottom", fontsize=10,
-            color="#222222" if arm in best else "#6A6A6A", path_effects=[withStroke(linewidth=3, foreground="white")],
+            arm, places[arm], (left, height), xycoords="axes fraction", textcoords="axes fraction", va="center",
+            fontsize=10, color="#222222" if arm in best else "#6A6A6A", zorder=4,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            arrowprops=line if abs(height - centre) > LINE_HEIGHT else None,
         )  # fmt: skip

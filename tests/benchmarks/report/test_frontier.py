@@ -53,7 +53,7 @@ def test_names_do_not_lie_upon_each_other(result: dict[str, Any]) -> None:
     for arm in result["arms"]:
         arm["cost"]["plan_2k_s"] = 93.0
         arm["metrics"]["psd"] = {"mean": 1.0, "low": 0.9, "high": 1.1, "n": 3}
-    heights = [text.xy[1] for text in figure_of(result).axes[0].texts if text.get_text() in SECONDS]
+    heights = [text.xyann[1] for text in figure_of(result).axes[0].texts if text.get_text() in SECONDS]
     assert min(b - a for a, b in zip(sorted(heights), sorted(heights)[1:], strict=False)) > 0.04
 
 
