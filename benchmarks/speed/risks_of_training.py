@@ -39,6 +39,7 @@ def training(machine: Machine, deterministic: bool) -> Figures:
 
     folder = machine.scratch
     run = _run(machine, folder, deterministic)
+    torch.set_num_threads(run.trainer.threads)  # as `pw train` does: another number rounds differently
     one = train(run, folder / "one")
     child = multiprocessing.get_context("spawn").Process(target=_again_then_killed, args=(run.config.overrides, folder))
     child.start()

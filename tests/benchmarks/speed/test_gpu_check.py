@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from gpu_without_data import Gpu, gpu_without_data
@@ -199,6 +200,7 @@ class TestTheBench:
 @pytest.mark.slow
 def test_a_training_is_the_same_again_and_after_a_kill(cpu: Machine) -> None:
     cpu.scratch.mkdir()
+    torch.set_num_threads(2)  # which the risk does not take over
     figures = risks_of_training.training(cpu, deterministic=True)
     assert 1e-5 < figures.pop("way").value < risks_of_training.MAX_WAY
     assert {name: figure.value for name, figure in figures.items()} == dict.fromkeys(figures, 0)
