@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate serve bench export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate serve bench gpu-check export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -72,6 +72,9 @@ plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make
 
 bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics|train [args="scales=2k …"]
 	@$(PW) bench $(call given,what) $(args)
+
+gpu-check: .venv/.ready ## what only a GPU can show, in parts of 8 minutes: make gpu-check [part=a|b|c args="fresh=true device=cpu …"]
+	@$(PW) gpu-check $(call given,part) $(args)
 
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
 	@$(PW) generate $(call given,prompt prompts scale hires) $(args)

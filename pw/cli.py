@@ -97,6 +97,7 @@ VERBS = {
         "measure on this machine, side by side: what=generate|metrics|train",
         {"metrics": "benchmarks.speed.metric_speed", "train": "experiments.engine.bench"},
     ),
+    "gpu-check": Verb("benchmarks.speed.gpu_check", "what only a GPU can show, in parts of 8 minutes: part=a,b,c"),
 }
 OVERVIEW = """usage: pw VERB key=value …
 

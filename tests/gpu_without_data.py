@@ -144,7 +144,7 @@ class _Functions(TorchFunctionMode):
             for tensor in (args[0], other):  # what has a weak reference cannot be swapped
                 self.gpu.forget(tensor)
             return torch.utils.swap_tensors(args[0], other)
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and not hasattr(kwargs.get("attn_mask"), "attend"):
             query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
             if _is_on_gpu(query):
                 assert query.dtype == key.dtype == value.dtype
@@ -186,6 +186,7 @@ def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> It
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": gpu.reset_peak,
         "max_memory_allocated": lambda *_: gpu.peak,
+        "max_memory_reserved": lambda *_: gpu.peak,
         "mem_get_info": lambda *_: (gpu.memory - gpu.now, gpu.memory),
         "get_device_properties": lambda *_: SimpleNamespace(total_memory=gpu.memory),
         "get_device_name": lambda *_: "a GPU without data",

@@ -23,7 +23,7 @@ from pw.train.loop import train
 from pw.train.watch import watched
 
 TINY = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu")
-CLIPS, SHARD, ANCHORS = 64, 16, 8  # of `write_latents`: clips, clips per shard, anchors per clip
+CLIPS, SHARD, ANCHORS = 64, 16, 8  # of `write_latents`: clips, clips per shard at most, anchors per clip
 
 
 def bare_updates(run: Run, data: Iterator[Any] | None = None) -> Iterator[Any]:
@@ -100,7 +100,7 @@ def tracking_share(updates: int) -> tuple[float, float]:
     return done["tracking_seconds"] / done["wall_seconds"], relay
 
 
-def write_latents(folder: Path, run: Run) -> None:
+def write_latents(folder: Path, run: Run, clips: int = CLIPS) -> None:
     """Write random latents of a run's sizes in the format of `make latents`: bf16 in webdataset tars."""
     from safetensors.torch import save
 
@@ -124,10 +124,12 @@ def write_latents(folder: Path, run: Run) -> None:
         }
         return {"__key__": key, "safetensors": save(tensors), "json": json.dumps({"caption": "", "key": key}).encode()}
 
-    names = [f"train-{shard:06d}.tar" for shard in range(CLIPS // SHARD)]
-    for shard, name in enumerate(names):
-        write_tar(folder / name, map(sample, range(shard * SHARD, (shard + 1) * SHARD)))
-        write_json((folder / name).with_suffix(".json"), {"clips": SHARD, "skipped": [], "problem": ""})
+    starts = range(0, clips, SHARD)
+    names = [f"train-{shard:06d}.tar" for shard in range(len(starts))]
+    for name, start in zip(names, starts, strict=True):
+        numbers = range(start, min(start + SHARD, clips))
+        write_tar(folder / name, map(sample, numbers))
+        write_json((folder / name).with_suffix(".json"), {"clips": len(numbers), "skipped": [], "problem": ""})
     (folder / EMPTY).write_bytes(save({"text": random_tensor(1, backbone.text_dim)}))
     metadata = {
         "digest": "0" * 16,

@@ -178,13 +178,13 @@ def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
     hook = codec.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
     try:
         for row, band in codec.bands(latent, trainer.context):
-            frames[:, row : row + band.shape[-2]] = _pixels(band[0])
+            frames[:, row : row + band.shape[-2]] = pixels_of(band[0])
     finally:
         hook.remove()
     return frames
 
 
-def _pixels(band: Tensor) -> NDArray[Any]:
+def pixels_of(band: Tensor) -> NDArray[Any]:
     """[3, F, rows, W] in [-1, 1] -> uint8 [F, rows, W, 3], like `pw.io.video.to_uint8`, but in place on the device.
 
     Raises ValueError if it is not finite.

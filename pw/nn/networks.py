@@ -161,7 +161,8 @@ def kernel_error(network: Network, device: str, trains: Literal["fp32", "bf16"] 
         mask = mask.as_tensor(*(x.transpose(1, 2) for x in inputs[:2]))
     exact = _attend([x.float() for x in inputs], "_native_math", mask, has_backward=trains is not None)
     pairs = zip(results, exact, strict=True)
-    error = max(float((result.float() - expected).norm() / expected.norm()) for result, expected in pairs)
+    errors = [(result.float() - expected).norm() / expected.norm() for result, expected in pairs]
+    error = float(torch.stack(errors).max())  # NaN if one is, unlike Python's `max`
     if not error <= (bound := MAX_ERROR.get(network.attention, MAX_ERROR["sdpa"])):
         raise ValueError(
             f"{name}: wrong on this machine, its relative error is {error:.2g} (at most {bound:g}, sdpa in bf16 has "

@@ -185,6 +185,18 @@ def test_a_kernel_is_held_against_attention_in_fp32(small: Network, monkeypatch:
                 check_kernel(replace(small, attention="sage"), "cpu")
 
 
+def test_a_kernel_whose_gradient_alone_is_not_finite_is_wrong(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sage(q: Any, k: Any, v: Any, **_: Any) -> Any:
+        output = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return output + 0 * (k - k.detach()).sqrt()
+
+    monkeypatch.setattr(attention_dispatch, "sageattn", sage)  # as if it were installed
+    monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
+    assert kernel_error(replace(small, attention="sage"), "cpu") < 1e-5
+    with pytest.raises(ValueError, match=r"wrong on this machine, its relative error is nan"):
+        kernel_error(replace(small, attention="sage"), "cpu", "fp32")
+
+
 @pytest.mark.parametrize("name", ["window", "topk", "anchor"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sparse_attention_is_held_against_its_mask_in_fp32(small: Network, name: str, precision: Any) -> None:
