@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pw.data.procedural import WAVES
 from pw.io.arguments import ConfigError
 from pw.method.coverage import is_trained_timestep
 from pw.nn import options
@@ -164,6 +165,11 @@ def _check_data(run: Run) -> None:
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
                 f"{reason}; set scale.frames, scale.height and scale.width, data follows"
             )
+    if data.get("captions", "none") != "none" and (run.text is not None or run.backbone.text_dim < len(WAVES)):
+        raise ConfigError(
+            f"data.captions={data['captions']}: a class is a text of its own, one of {len(WAVES)}; leave text at none "
+            f"and backbone.text_dim at {len(WAVES)} or more"
+        )
     if run.config.choices["data"] == "latents":
         from pw.data.latents import LatentClips, encoding_settings  # slow to import
 

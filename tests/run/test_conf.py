@@ -604,6 +604,8 @@ WRONG = [
     ("scale=2k stage=anchor attention=window", ["attention.window=[22, 40]", "8 x 14 tokens"]),
     ("trainer.deterministic=true trainer.attention=cudnn", ["trainer.deterministic=true", "cudnn", "sdpa, flash"]),
     # data
+    ("data.captions=texture backbone.text_dim=3", ["data.captions=texture", "one of 4", "backbone.text_dim at 4"]),
+    ("data.captions=texture text=umt5 start=none", ["data.captions=texture", "leave text at none"]),
     ("data=latents data.urls=/not/there", ["data.urls=/not/there", "no latents.json", "make latents"]),
     ("data=shards data.urls=/not/there", ["data.urls=/not/there", "not there", "make data path=DIR"]),
     ("data=shards data.urls='http://example.com/a.tar'", ["example.com", "only local files"]),
@@ -731,6 +733,14 @@ class TestTheCoverageCommand:
         assert main(["step_sampler=aligned", "sampling.num_steps=2", "sampling.timesteps=[900,300]"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-5:-3] for line in lines[2:4]] == [["900", "600"], ["300", "300"]]
+
+    def test_prints_the_steps_that_smaller_ones_take(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from pw.run.trained_pairs import main
+
+        assert main(["step_sampler=aligned", "sampling.sizes=[0.5,0.5,1,1]"]) == 0
+        steps = [line.split() for line in capsys.readouterr().out.splitlines() if " yes " in line or " no " in line]
+        # a part ends in data: its last step is longer than that of the whole grid, 112
+        assert [row[-5:-3] for row in steps] == [["1000", "68"], ["931", "930"], ["818", "218"], ["600", "600"]]
 
 
 class TestTheDecoder:
