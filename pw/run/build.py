@@ -121,11 +121,10 @@ class Run:
 
     @cached_property
     def solution(self) -> Run:
-        """The many-step solution from the same weights and noise, with guidance in every step: the reference for few
-        steps."""
-        steps = self.sampling.solution_steps
-        changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None, "grid": "uniform"}
-        changes |= {"sizes": None, "init": "noise"}
+        """The many-step solution from the same weights and noise, the reference for few steps. Where the run is guided
+        in some steps, or by its training, it is guided in all."""
+        changes: dict[str, Any] = dict.fromkeys(("shift", "timesteps", "sizes"))
+        changes |= {"num_steps": self.sampling.solution_steps, "stride": "zero", "grid": "uniform", "init": "noise"}
         if self.sampling.init == "anchor":  # whose grid began below pure noise
             changes["start"] = 1.0
         values = {f"sampling.{key}": value for key, value in changes.items()}

@@ -86,6 +86,7 @@ class TestOnePrompt:
         assert data["size"] == [96, 64]
         assert (data["anchor"]["steps"], data["anchor"]["solver"], data["anchor"]["guidance"]) == (2, "unipc", 5.0)
         assert (data["hires"]["steps"], data["hires"]["solver"]) == (2, "euler")
+        assert (data["hires"]["guided_steps"], data["hires"]["guidance_baked"]) == (2, None)
         assert set(data["seconds"]) == {"text", "anchor", "hires", "decode", "file"}
         assert data["peak_memory_gb"]["decode"] > 0
         anchor = load_file(request.anchor_file(request.prompts[0]))["latent"]
