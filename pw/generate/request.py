@@ -197,9 +197,18 @@ def _read_prompts(options: GenerateOptions) -> list[Text]:
                 raise ConfigError(f"{location}: expected text for prompt and a whole number for seed")
             texts.append((text, seed))
     for n, (text, _) in enumerate(texts, start=1):
-        if not text.strip():
-            raise ConfigError(f"prompt {n} of {len(texts)} is empty: write a text prompt")
+        check_text(text, f"prompt {n} of {len(texts)}")
     return texts
+
+
+def check_text(text: str, name: str = "prompt") -> None:
+    """Raises ConfigError for a prompt without a word, or with half a character, which no file can hold."""
+    if not text.strip():
+        raise ConfigError(f"{name} is empty: write a text prompt")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}: character {error.start + 1} is half a surrogate pair; write the whole") from error
 
 
 def make_request(

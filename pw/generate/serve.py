@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pw.generate.estimate import describe, threads_of
 from pw.generate.pipeline import generate
-from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request, named_prompts
+from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, check_text, make_request, named_prompts
 from pw.generate.video_server import QueueFullError, RequestedVideo, VideoServer
 from pw.io.arguments import Command, ConfigError, number, option, parse
 from pw.io.host import check_port
@@ -62,6 +62,7 @@ class VideoQueue:
 
         Raises ValueError for a prompt or seed that cannot be used, QueueFullError.
         """
+        check_text(text)
         with self._lock:
             if self._encoder is not None:
                 self._encoder.check([text])

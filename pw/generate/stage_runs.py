@@ -23,8 +23,9 @@ TINY = (
     *("codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none", "scale.anchor_upsample=latent"),
     *("scale.frames=9", "scale.height=128", "scale.width=192", "scale.anchor_height=64", "scale.anchor_width=96"),
 )
-WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's defaults, for stage I
-FEW_STEPS = ("sampling.num_steps=4",)  # of a stage I that shortcut training brought to few steps
+# Wan's defaults, for a stage I that flow matching has trained: a shortcut model's velocities must not be extrapolated.
+WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")
+FEW_STEPS = ("sampling.num_steps=4",)
 # Groups of the configuration of a training that generation needs.
 NETWORK_GROUPS = {
     *("scale", "backbone", "codec", "text", "injector", "attention", "schedule"),
@@ -42,8 +43,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{argument}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
         if override.startswith("trainer.weights="):
             raise ConfigError(f"{argument}: use weights=DIR instead")
+        if override_key(override).split(".")[0] == "anchors":
+            raise ConfigError(f"{argument}: stage I makes the anchors; set anchor.KEY=VALUE, or anchors_from=DIR")
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+        if override == "codec=space_to_depth":
+            raise ConfigError(f"{argument}: a video is decoded by Wan's VAE; leave it at wan_vae")
     _check_keys(overrides, anchor_overrides)
     return overrides, anchor_overrides
 
@@ -127,7 +132,8 @@ def stage_runs(
     common = [*_scale_overrides(overrides), *sizes]
     shared_overrides = [o for o in overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
     hires = build(_last_of_each([*common, "stage=hires", *overrides]))
-    sampling = FEW_STEPS if "objective=shortcut" in anchor_overrides else WAN_SAMPLING
+    objectives = ["objective=flow", *(o for o in anchor_overrides if override_key(o) == "objective")]
+    sampling = WAN_SAMPLING if objectives[-1] == "objective=flow" else FEW_STEPS
     try:
         anchor = build(_last_of_each([*common, "stage=anchor", *sampling, *shared_overrides, *anchor_overrides]))
     except ConfigError as error:

@@ -39,6 +39,11 @@ class TwoSteps:
                 f"target.guidance_scale={self.guidance_scale:g} target.guidance={self.guidance}: set both, e.g. "
                 "target.guidance=finest target.guidance_scale=3, or leave both out"
             )
+        if self.guidance == "none" and self.guidance_drop != "text":
+            raise ValueError(
+                f"target.guidance_drop={self.guidance_drop}: is of target.guidance=finest or every; set one, or leave "
+                "it out"
+            )
 
     def guided(self, velocity: Velocity, null: Velocity) -> Velocity:
         """The velocity of the halves: v + (scale - 1) (v - v_null) where it is guided, v elsewhere.

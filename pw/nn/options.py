@@ -113,11 +113,11 @@ class Window:
     tile: tuple[Size, Size, Size]
 
     def check(self, grid: tuple[int, int, int]) -> None:
-        """grid: (frames, rows, columns) of tokens of a clip. Raises ValueError for a window that is larger."""
-        if self.window[0] > grid[1] or self.window[1] > grid[2]:
+        """grid: (frames, rows, columns) of tokens of a clip. Raises ValueError for a window that is larger, or all."""
+        if self.window[0] > grid[1] or self.window[1] > grid[2] or self.window == grid[1:]:
             raise ValueError(
-                f"attention.window={list(self.window)}: a frame has {grid[1]} x {grid[2]} tokens; set at most "
-                f"attention.window=[{grid[1]},{grid[2]}], or attention=dense"
+                f"attention.window={list(self.window)}: a frame has {grid[1]} x {grid[2]} tokens; set a smaller part "
+                f"of attention.window=[{grid[1]},{grid[2]}], or attention=dense"
             )
 
     def within(self, grid: tuple[int, int, int]) -> Window:

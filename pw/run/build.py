@@ -121,18 +121,25 @@ class Run:
 
     @cached_property
     def solution(self) -> Run:
-        """The many-step solution from the same weights and noise: the reference for few steps."""
-        steps = self.sampling.solution_steps
-        changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None, "grid": "uniform"}
-        changes |= {"sizes": None, "init": "noise"}
+        """The many-step solution from the same weights and noise, the reference for few steps. Where the run is guided
+        in some steps, or by its training, it is guided in all."""
+        changes: dict[str, Any] = dict.fromkeys(("shift", "timesteps", "sizes"))
+        changes |= {"num_steps": self.sampling.solution_steps, "stride": "zero", "grid": "uniform", "init": "noise"}
+        if self.sampling.init == "anchor":  # whose grid began below pure noise
+            changes["start"] = 1.0
         values = {f"sampling.{key}": value for key, value in changes.items()}
         if self.guidance.first_steps is not None:
             values |= {"guidance.first_steps": None, "guidance.later": "unguided"}
         config = self.config.with_values(values)
-        if config.choices["solver"] == "euler":
+        choices = {} if config.choices["solver"] == "euler" else {"solver": ["solver=euler"]}
+        if (target := self.target_guidance) is not None:  # at stride 0 the network is not guided
+            scale, drop = f"guidance.scale={target.guidance_scale}", f"guidance.drop={target.guidance_drop}"
+            choices["guidance"] = ["guidance=on", scale, drop]
+        if not choices:
             return replace(assemble(config), finished_trainings=self.finished_trainings)
-        others = [o for o in config.overrides if override_key(o).split(".")[0] != "solver"]
-        return replace(build([*others, "solver=euler"]), finished_trainings=self.finished_trainings)
+        others = [o for o in config.overrides if override_key(o).split(".")[0] not in choices]
+        overrides = [*others, *(o for chosen in choices.values() for o in chosen)]
+        return replace(build(overrides), finished_trainings=self.finished_trainings)
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
         """The same run with another seed, and with `start_seed` for its start."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pw.data.procedural import WAVES
 from pw.io.arguments import ConfigError
 from pw.method.coverage import is_trained_timestep
 from pw.nn import options
+from pw.nn.token_blocks import block_count, kept_count
 from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
 
@@ -130,6 +132,11 @@ def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
     name, kernel = f"attention={run.config.choices['attention']}", run.trainer.attention
     with as_config_error():
         attention.check(grid)
+    if isinstance(attention, options.TopBlocks) and kept_count(attention, grid) == block_count(grid, attention.tile):
+        raise ConfigError(
+            f"attention.density={attention.density}: of {block_count(grid, attention.tile)} blocks all would be seen; "
+            "set a lower one, or attention=dense"
+        )
     if isinstance(attention, options.AnchorBlocks) and run.injector is None:
         raise ConfigError(
             f"{name}: stage={run.stage} with injector=none is given no anchor to choose blocks by; set attention=topk"
@@ -158,6 +165,11 @@ def _check_data(run: Run) -> None:
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
                 f"{reason}; set scale.frames, scale.height and scale.width, data follows"
             )
+    if data.get("captions", "none") != "none" and (run.text is not None or run.backbone.text_dim < len(WAVES)):
+        raise ConfigError(
+            f"data.captions={data['captions']}: a class is a text of its own, one of {len(WAVES)}; leave text at none "
+            f"and backbone.text_dim at {len(WAVES)} or more"
+        )
     if run.config.choices["data"] == "latents":
         from pw.data.latents import LatentClips, encoding_settings  # slow to import
 
@@ -193,7 +205,10 @@ def _check_anchor(run: Run) -> None:
 def _check_objective_and_grid(run: Run) -> None:
     timesteps = run.sampling.timesteps
     if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
-        raise ConfigError("sampling.timesteps: an explicit grid does not use sampling.shift or sampling.start")
+        raise ConfigError(
+            f"sampling.timesteps={list(timesteps)}: an explicit grid does not use sampling.shift={run.sampling.shift} "
+            f"or sampling.start={run.sampling.start:g}; set sampling.shift=null sampling.start=1"
+        )
     if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
         raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
     for name in ("num_steps", "solution_steps"):
@@ -214,6 +229,8 @@ def _check_guidance(run: Run) -> None:
     """Guidance needs a condition to drop that training dropped, too."""
     guidance, choice = run.guidance, run.config.choices["guidance"]
     _check_baked(run)
+    if run.train.dropout == "both_or_text":
+        _check_trained_texts(run, "train.dropout=both_or_text", "train.dropout=both")
     if guidance.scale == 1 and choice != "baked":
         neutral = {"scale": 1, "drop": "text", "first_steps": None, "later": "unguided"}
         if choice != "off" or vars(guidance) != neutral:
@@ -246,6 +263,16 @@ def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
         )
 
 
+def _check_trained_texts(run: Run, words: str, other: str) -> None:
+    """Raises ConfigError where training sees the empty prompt alone, so that to drop a text changes nothing."""
+    if run.text is not None and run.config.choices["data"] == "shards":
+        raise ConfigError(f"{words}: clips of data=shards have the empty prompt alone; set {other}, or data=latents")
+    if not run.has_texts:
+        raise ConfigError(
+            f"{words}: at scale={run.scale.name} there is only the empty prompt; set {other}, or data.captions=texture"
+        )
+
+
 def _check_first_steps(run: Run) -> None:
     first_steps, steps, sizes = run.guidance.first_steps, run.sampling.num_steps, run.sampling.sizes
     if first_steps is None:
@@ -254,12 +281,14 @@ def _check_first_steps(run: Run) -> None:
         raise ConfigError(
             f"guidance.first_steps={first_steps}: there are {steps} steps, so none is later; set fewer, or guidance=on"
         )
-    full_size = steps if sizes is None else sizes.index(1)
-    if run.guidance.later == "reuse" and sizes is not None and first_steps <= full_size:
-        raise ConfigError(
-            f"guidance.first_steps={first_steps}: guidance.later=reuse takes the difference of a step of the same "
-            f"size; set {full_size + 1}, the first at full size in sampling.sizes={list(sizes)}"
-        )
+    if run.guidance.later != "reuse" or sizes is None or first_steps > sizes.index(1):
+        return
+    first = sizes.index(1) + 1
+    remedy = f"set {first}, the first at full size" if first < steps else "set guidance=on: one step is at full size"
+    raise ConfigError(
+        f"guidance.first_steps={first_steps}: guidance.later=reuse takes the difference of a step of the same size; "
+        f"{remedy} in sampling.sizes={list(sizes)}"
+    )
 
 
 def _check_baked(run: Run) -> None:
@@ -272,11 +301,18 @@ def _check_baked(run: Run) -> None:
                 "target.guidance_scale=3, or another guidance"
             )
         return
-    if choice != "baked":
+    if choice != "baked" and run.feeds_strides():
         raise ConfigError(
             f"guidance={choice}: target.guidance={target.guidance} has guided the velocity already; set guidance=baked"
         )
+    if choice == "baked" and not run.feeds_strides():
+        raise ConfigError(
+            "guidance=baked: at sampling.stride=zero the network has the velocity of flow matching, which is not "
+            "guided; set sampling.stride=auto, or guidance=on"
+        )
     _check_dropped(run, "target.guidance_drop", target.guidance_drop, f"target.guidance={target.guidance}")
+    if target.guidance_drop == "text":
+        _check_trained_texts(run, "target.guidance_drop=text", "target.guidance_drop=text_and_anchor")
     sampler = run.objective.step_sampler
     if target.guidance == "finest" and sampler is not None and not sampler.table(run.schedule).ground.any():
         raise ConfigError(
@@ -288,16 +324,20 @@ def _check_baked(run: Run) -> None:
 def _check_sizes_and_init(run: Run) -> None:
     """Sizes of steps and batches leave whole tokens; an anchor as the initial state is noised to a trained timestep."""
     for key, sizes in (("sampling", run.sampling.sizes), ("train", run.train.sizes)):
+        distinct: dict[tuple[int, int], float] = {}
+        words = f"{key}.sizes={list(sizes or ())}"
         for size in sizes or ():
             try:
                 rows, columns = run.latent_size(size)
             except ValueError as error:
-                raise ConfigError(f"{key}.sizes={list(sizes or ())}: {error}") from None
+                raise ConfigError(f"{words}: {error}") from None
+            if (other := distinct.setdefault((rows, columns), size)) != size:
+                raise ConfigError(f"{words}: {other:g} and {size:g} are the same whole tokens; leave one out")
             frames = run.codec.latent_frames(run.scale.frames)
             tokens = math.prod(
                 n // patch for n, patch in zip((frames, rows, columns), run.backbone.patch_size, strict=True)
             )
-            _check_tokens(run, tokens, f"{key}.sizes={list(sizes or ())}: at {size:g} a clip")
+            _check_tokens(run, tokens, f"{words}: at {size:g} a clip")
     if run.train.sizes is not None and run.config.choices["data"] == "latents":
         raise ConfigError(
             f"train.sizes={list(run.train.sizes)}: encoded clips have one size; leave it out, or set data=shards"
@@ -346,8 +386,9 @@ def _check_weights(run: Run) -> None:
     recipe = run.anchor_recipe
     if isinstance(run.codec, options.WanVAE) and recipe and any(o.startswith("optimizer.") for o in recipe.overrides):
         raise ConfigError(
-            f"anchors=generated: trains stage I by a recipe of the tiny scale ({' '.join(recipe.overrides)}); with "
-            "codec=wan_vae set anchors.stage.overrides=[stage=anchor] anchors.stage.updates=0 (Wan's own), or your own"
+            f"anchors={run.config.choices['anchors']}: trains stage I by a recipe of the tiny scale "
+            f"({' '.join(recipe.overrides)}); with codec=wan_vae set anchors.stage.overrides=[stage=anchor] "
+            "anchors.stage.updates=0 (Wan's own), or your own"
         )
     if run.start.name == "none" and run.train.updates == 0 and not run.starts_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")

@@ -92,9 +92,10 @@ class Train:
     def __post_init__(self) -> None:
         if self.sizes is not None:
             _check_sizes("train.sizes", self.sizes)
-        if self.dropout == "both_or_text" and self.condition_dropout > 0.5:
+        if self.dropout == "both_or_text" and not 0 < self.condition_dropout <= 0.5:
             raise ValueError(
-                f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text at most 0.5"
+                f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text above 0, e.g. 0.1, "
+                "and at most 0.5"
             )
 
 

@@ -43,6 +43,8 @@ TRAINING_CODE = {
     *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),
     *(f"{stage}.prepare" for stage in STAGES.values()),
 }
+# Methods of a run that training and sampling call: no reference leads from `run` to them.
+RUN_CODE = ("pw.run.build.Run.latent_size",)
 # Kernels, compilation and distribution change a result only by rounding.
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
@@ -113,7 +115,8 @@ def training_code(run: Run) -> str:
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
     parts += (run.attention,)
     unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
-    return _code(run, parts, unused, "pw.train.batches.batches", "pw.train.batches.clips")
+    extra = ("pw.train.batches.batches", "pw.train.batches.clips", *RUN_CODE, "pw.run.build.Run.target_guidance")
+    return _code(run, parts, unused, *extra)
 
 
 def _planning(objective: Any) -> set[str]:
@@ -128,11 +131,13 @@ def sampling_code(run: Run) -> str:
     """Hash of the code that computes clips from trained weights."""
     parts = (run.solver, run.guidance, run.schedule, run.anchor_degradation, run.backbone, run.codec, run.injector)
     parts += (run.attention,)
-    extra = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
+    extra = [f"pw.run.build.Run.{name}" for name in ("grid", "phases", "feeds_strides")] + [*RUN_CODE]
     extra += ["pw.sample.evaluate.synthesise", "pw.sample.clip_folders.degraded_anchors"]
     extra += ["pw.sample.evaluate.to_full_size"]
     if run.text is not None:
         extra += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
+    elif run.has_texts:
+        extra += ["pw.sample.evaluate.class_texts"]
     return _code(run, parts, TRAINING_CODE, *extra)
 
 

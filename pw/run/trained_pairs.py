@@ -2,7 +2,7 @@
 
     pw coverage step_sampler=aligned [any override of conf/]
 
-The grids have 2, 3, 4 and 5 steps, or the timesteps of `sampling.timesteps`.
+The grids have 2, 3, 4 and 5 steps; with `sampling.timesteps`, `sizes` or `grid=wan`, they are the parts of the run's.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ def reports(run: Run) -> list[Coverage]:
     if sampler is None:
         choice = run.config.choices["objective"]
         raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
-    grids = [inference_grid(n, run.schedule, sampling.shift, sampling.start) for n in NUM_STEPS]
-    return [coverage(sampler, run.schedule, grid) for grid in ([run.grid()] if sampling.timesteps else grids)]
+    if sampling.timesteps or sampling.sizes or sampling.grid == "wan":
+        grids = [phase.grid for phase in run.phases()]
+    else:
+        grids = [inference_grid(n, run.schedule, sampling.shift, sampling.start) for n in NUM_STEPS]
+    return [coverage(sampler, run.schedule, grid) for grid in grids]
 
 
 def print_coverage(options: CoverageOptions) -> int:

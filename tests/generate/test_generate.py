@@ -86,6 +86,7 @@ class TestOnePrompt:
         assert data["size"] == [96, 64]
         assert (data["anchor"]["steps"], data["anchor"]["solver"], data["anchor"]["guidance"]) == (2, "unipc", 5.0)
         assert (data["hires"]["steps"], data["hires"]["solver"]) == (2, "euler")
+        assert (data["hires"]["guided_steps"], data["hires"]["guidance_baked"]) == (2, None)
         assert set(data["seconds"]) == {"text", "anchor", "hires", "decode", "file"}
         assert data["peak_memory_gb"]["decode"] > 0
         anchor = load_file(request.anchor_file(request.prompts[0]))["latent"]
@@ -246,6 +247,14 @@ class TestACallThatWasStopped:
         time = path.stat().st_mtime_ns
         assert generate(call("prompt=a heron"), stop_at("")) == [path]
         assert path.stat().st_mtime_ns == time
+
+
+class TestAFirstStageOfFewSteps:
+    def test_is_sampled_by_its_own_solver_and_grid_and_not_by_wans(self, call: Any) -> None:
+        few = call("prompt=a heron", "anchor.objective=shortcut", "anchor.guidance=off").anchor
+        assert (type(few.solver).__name__, few.sampling.grid, few.feeds_strides()) == ("Euler", "uniform", True)
+        wans = call("prompt=a heron").anchor
+        assert (type(wans.solver).__name__, wans.sampling.grid, wans.feeds_strides()) == ("UniPC", "wan", False)
 
 
 class TestTheNameOfAVideo:
@@ -458,6 +467,9 @@ WRONG = [
     (("prompt=a", "stage=anchor"), r"^stage=anchor: a video is made by both stages"),
     (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
     (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
+    (("prompt=a", "codec=space_to_depth"), r"^codec=space_to_depth: .* wan_vae"),
+    (("prompt=a", "anchors=flawed"), r"^anchors=flawed: stage I makes the anchors"),
+    (("prompt=a", "guidance=baked"), r"^guidance=baked: .* target\.guidance=finest"),
     (("prompt=a", "hires="), r"hires=: is empty; give it a value"),
     (("prompt=a", "out=/dev/null"), r"out=/dev/null: cannot be written"),
     (("prompt=a", "weights=/dev/null"), r"weights=/dev/null: is a file"),

@@ -140,6 +140,7 @@ class TestARequest:
             ({"prompt": "a", "seed": "3"}, 400, "seed='3': expected a whole number"),
             ({"prompt": "a", "seed": -1}, 400, "seed=-1: a whole number from 0"),
             ({"prompt": " "}, 400, "is empty: write a text prompt"),
+            (b'{"prompt": "a \\ud83d"}', 400, "character 3 is half a surrogate pair"),
             ({"prompt": "a" * 600}, 400, "has 601 tokens, the encoder takes 512"),
             (b" " * 70_000, 413, "at most 65536 bytes"),
         ],

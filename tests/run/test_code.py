@@ -26,7 +26,7 @@ from pw.run.signatures import ALTERNATIVES, PLACEMENT_CODE, PLANNING, SAMPLING_C
 from pw.train.loop import train
 from pw.train.record import earlier_trainings, is_trained, training_folder, with_finished_trainings, write_config
 
-# Prints the signatures of a shortcut training, a flow matching training and two metrics.
+# Prints the signatures of a shortcut training, a flow matching training, clips with a class and two metrics.
 SCRIPT = """if True:
     import json, pw
     from benchmarks.metrics import scoring_code
@@ -39,6 +39,7 @@ SCRIPT = """if True:
         "clips": shortcut.signature,
         "evaluation": shortcut.evaluation_signature(0),
         "configuration": shortcut.configuration_signature,
+        "captioned": build(["data.captions=texture"]).sampling_code,
         "psd": scoring_code("psd"),
         "mhd": scoring_code("mhd"),
     }))
@@ -104,6 +105,18 @@ def change_which_clips_are_held_out(sources: Sources) -> None:
     sources.edit("pw/data/procedural.py", "rng = generator(seed, 0, 1)", "rng = generator(seed, 0, 9)")
 
 
+def change_the_sizes_of_steps(sources: Sources) -> None:
+    sources.edit("pw/run/build.py", "share - 0.5)", "share - 0.4)")
+
+
+def change_how_the_grid_is_divided(sources: Sources) -> None:
+    sources.edit("pw/method/solver.py", "if sizes[step] != sizes[step - 1]", "if sizes[step] > sizes[step - 1]")
+
+
+def change_the_text_of_a_class(sources: Sources) -> None:
+    sources.edit("pw/sample/evaluate.py", "torch.zeros_like(text)", "torch.ones_like(text)")
+
+
 def change_a_metric(sources: Sources) -> None:
     sources.edit("benchmarks/metrics/reference.py", "(10 * (mean /", "(20 * (mean /")
 
@@ -114,7 +127,10 @@ EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {
     "the path": (change_the_path_of_flow_matching, {"shortcut", "flow", "clips"}),
     "a constant of the clips": (change_a_constant_of_the_clips, {"shortcut", "flow", "clips", "evaluation"}),
     "the learning rate's schedule": (change_the_learning_rate_schedule, {"shortcut", "flow", "clips"}),
-    "the solver": (change_the_solver, {"clips"}),
+    "the solver": (change_the_solver, {"clips", "captioned"}),
+    "the sizes of steps": (change_the_sizes_of_steps, {"shortcut", "flow", "clips", "captioned"}),
+    "how the grid is divided": (change_how_the_grid_is_divided, {"clips", "captioned"}),
+    "the text of a class": (change_the_text_of_a_class, {"captioned"}),
     "the held-out clips": (change_which_clips_are_held_out, {"clips", "evaluation"}),
     "a metric": (change_a_metric, {"psd"}),
 }

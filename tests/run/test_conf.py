@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from pw.io.arguments import ConfigError
+from pw.method.guidance import Guidance
 from pw.method.objective import Alternate, Shortcut
 from pw.method.step_sampler import ExponentialIndex
 from pw.method.target import TwoSteps
@@ -100,6 +101,17 @@ class TestEveryOption:
         assert solution.config.choices["solver"] == "euler"
         assert solution.sampling.num_steps == 48
         assert solution.training_signature == run_of("objective=flow").training_signature
+
+    def test_of_baked_guidance_is_held_against_a_solution_with_that_guidance(self) -> None:
+        """At stride 0, where solutions are computed, the network has the velocity of flow matching: not guided."""
+        run = run_of(*BAKED.split(), "target.guidance=finest")
+        assert run.solution.guidance == Guidance(scale=3, drop="text_and_anchor", first_steps=None)
+        assert run.solution.training_signature == run.training_signature
+
+    def test_of_a_start_from_the_anchor_is_held_against_a_solution_from_pure_noise(self) -> None:
+        run = run_of("objective=flow", "sampling.init=anchor", "sampling.start=0.8")
+        assert run.grid()[0] < 950
+        assert (run.solution.sampling.init, run.solution.grid()[0]) == ("noise", 1000)
 
     def test_of_the_trainer_holds_for_the_start_too(self) -> None:
         start = run_of("trainer=gpu").start_run
@@ -197,6 +209,7 @@ class TestThePapersRecipe:
 
 
 # Another legal value of every key of the default configuration, by what it changes.
+ANCHOR_DROPPED = "guidance.drop=text_and_anchor train.condition_dropout=0.1"
 BAKED = "guidance=baked target.guidance_scale=3 target.guidance_drop=text_and_anchor train.condition_dropout=0.1"
 CHANGES_WEIGHTS = {
     "backbone.patch_size": "backbone.patch_size=[1,2,2]",
@@ -249,7 +262,7 @@ CHANGES_WEIGHTS = {
     "target.guidance": f"{BAKED} target.guidance=every",
     "target.guidance_scale": f"{BAKED} target.guidance=finest",
     "target.guidance_drop": f"{BAKED} target.guidance=finest",
-    "train.dropout": "train.dropout=both_or_text",
+    "train.dropout": "data.captions=texture train.condition_dropout=0.1 train.dropout=both_or_text",
     "train.sizes": "train.sizes=[0.5,1]",
     "data.captions": "data.captions=texture",
     "objective.flow_weight": "objective.flow_weight=bell",
@@ -537,6 +550,30 @@ WRONG = [
     ("injector=none train.trainable=adapters", ["train.trainable=adapters", "injector=gated"]),
     # guidance that would do nothing
     ("guidance=on", ["guidance.drop=text", "change nothing", "guidance.drop=text_and_anchor"]),
+    # what would change nothing
+    ("train.dropout=both_or_text", ["train.condition_dropout=0", "above 0"]),
+    (
+        "train.dropout=both_or_text train.condition_dropout=0.1",
+        ["train.dropout=both_or_text", "only the empty prompt", "train.dropout=both,", "data.captions=texture"],
+    ),
+    (
+        "target.guidance_drop=text_and_anchor",
+        ["target.guidance_drop=text_and_anchor", "target.guidance=finest or every"],
+    ),
+    (f"{BAKED} target.guidance=every sampling.stride=zero", ["guidance=baked", "sampling.stride=zero", "guidance=on"]),
+    ("attention=window attention.window=[6,6]", ["attention.window=[6, 6]", "6 x 6 tokens", "attention=dense"]),
+    ("attention=topk attention.density=0.95", ["attention.density=0.95", "of 9 blocks all", "attention=dense"]),
+    ("sampling.sizes=[0.95,0.95,1,1]", ["sampling.sizes=[0.95", "0.95 and 1 are the same whole tokens"]),
+    ("train.sizes=[0.5,0.55,1]", ["train.sizes=[0.5, 0.55", "0.5 and 0.55 are the same"]),
+    (
+        f"{ANCHOR_DROPPED} guidance=reuse sampling.sizes=[0.5,0.5,0.5,1]",
+        ["guidance.first_steps=1", "same size", "set guidance=on", "sampling.sizes=[0.5"],
+    ),
+    (
+        "scale=2k sampling.init=anchor sampling.num_steps=2 sampling.timesteps=[800,600]",
+        ["sampling.timesteps=[800.0, 600.0]", "sampling.start=0.999", "set sampling.shift=null sampling.start=1"],
+    ),
+    ("scale=2k anchors=few_step", ["anchors=few_step: trains stage I", "anchors.stage.updates=0"]),
     ("guidance=on guidance.scale=1", ["guidance=on", "guidance.scale=1", "off"]),
     ("guidance.drop=text_and_anchor", ["guidance=off", "not guided", "guidance=on"]),
     (
@@ -567,6 +604,8 @@ WRONG = [
     ("scale=2k stage=anchor attention=window", ["attention.window=[22, 40]", "8 x 14 tokens"]),
     ("trainer.deterministic=true trainer.attention=cudnn", ["trainer.deterministic=true", "cudnn", "sdpa, flash"]),
     # data
+    ("data.captions=texture backbone.text_dim=3", ["data.captions=texture", "one of 4", "backbone.text_dim at 4"]),
+    ("data.captions=texture text=umt5 start=none", ["data.captions=texture", "leave text at none"]),
     ("data=latents data.urls=/not/there", ["data.urls=/not/there", "no latents.json", "make latents"]),
     ("data=shards data.urls=/not/there", ["data.urls=/not/there", "not there", "make data path=DIR"]),
     ("data=shards data.urls='http://example.com/a.tar'", ["example.com", "only local files"]),
@@ -589,6 +628,19 @@ class TestAWrongCall:
         message = error_of("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
         assert "5 frames" in message
         assert "3 of 24x24" in message
+
+    @pytest.mark.parametrize(
+        "guided",
+        ["train.dropout=both_or_text", "guidance=baked target.guidance=finest target.guidance_scale=5"],
+    )
+    def test_that_drops_texts_from_clips_without_any_is_told_where_there_are_some(
+        self, shards: Path, guided: str
+    ) -> None:
+        """Clips in pixels are trained under the empty prompt, at real scales, too: v - v_null would be 0."""
+        real = ("text=umt5", "start=none", "train.condition_dropout=0.1", f"data.urls={shards}/*.tar")
+        message = error_of("data=shards", *real, *guided.split())
+        assert "clips of data=shards have the empty prompt alone" in message
+        assert "data=latents" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
         message = error_of("anchors=generated", "anchors.stage.overrides=['optimizer.lr=0']")
@@ -681,6 +733,14 @@ class TestTheCoverageCommand:
         assert main(["step_sampler=aligned", "sampling.num_steps=2", "sampling.timesteps=[900,300]"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-5:-3] for line in lines[2:4]] == [["900", "600"], ["300", "300"]]
+
+    def test_prints_the_steps_that_smaller_ones_take(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from pw.run.trained_pairs import main
+
+        assert main(["step_sampler=aligned", "sampling.sizes=[0.5,0.5,1,1]"]) == 0
+        steps = [line.split() for line in capsys.readouterr().out.splitlines() if " yes " in line or " no " in line]
+        # a part ends in data: its last step is longer than that of the whole grid, 112
+        assert [row[-5:-3] for row in steps] == [["1000", "68"], ["931", "930"], ["818", "218"], ["600", "600"]]
 
 
 class TestTheDecoder:
