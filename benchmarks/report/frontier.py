@@ -124,7 +124,7 @@ def _label(axes: Axes, x: Mapping[str, float], y: Mapping[str, float], best: Seq
     from matplotlib.patheffects import withStroke
 
     transform = axes.transData + axes.transAxes.inverted()
-    places = {arm: transform.transform((x[arm], y[arm])) for arm in x}
+    places = {arm: tuple(transform.transform((x[arm], y[arm]))) for arm in x}
     taken: list[tuple[float, float, float]] = []  # left, right, height of the labels so far
     offsets = sorted((n * LINE_HEIGHT / 2 for n in range(-24, 25)), key=abs)
     for arm in sorted(places, key=lambda arm: (arm not in best, places[arm][1])):

@@ -16,7 +16,8 @@ from benchmarks.speed.device_rates import LATENT_FRAMES
 from benchmarks.speed.generation import main as bench_generation
 from benchmarks.speed.gpu_machine import Figure, Machine, Skipped
 from benchmarks.speed.risks_of_numbers import Figures, evaluate
-from pw.cost.counts import CONTEXT, MARGIN, Moment, codec_bytes, stage_flops
+from pw.cost.codec_cost import codec_bytes
+from pw.cost.counts import CONTEXT, MARGIN, Moment, stage_flops
 from pw.cost.generation_cost import denoising, last_stage, with_tile
 from pw.cost.rates import rates_of
 from pw.io.lazy import torch

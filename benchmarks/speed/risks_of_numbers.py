@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.speed.gpu_machine import SPARSE_ON_CPU, VAE_ON_CPU, Figure, Machine, Skipped, relative_error
-from pw.cost.counts import Moment, Part, codec_bytes, stage_latent, stage_tokens
+from pw.cost.codec_cost import codec_bytes
+from pw.cost.counts import Moment, Part, stage_latent, stage_tokens
 from pw.cost.generation_cost import denoising
 from pw.io.lazy import torch
 from pw.nn import options
