@@ -10,8 +10,7 @@ nothing is timed. `kernel_errors` has the relative error of each kernel (`pw.nn.
 After that come an evaluation with fewer tokens, a tile of Wan's VAE and a short video file, unless `codec=false`: the
 rates of this machine (`benchmarks.speed.device_rates`), which on a GPU go to outputs/rates.json, where plans find them.
 
-The file is rewritten after every evaluation of ours and every step of stock, so a killed run leaves its measurements.
-`seconds` exists only for complete measurements.
+The file is rewritten after every evaluation and step, so a killed run leaves its measurements, then without `seconds`.
 """
 
 from __future__ import annotations
