@@ -13,7 +13,6 @@ from experiments import Ablation, better, not_worse
 GUIDED = "start=guided data.captions=texture train.condition_dropout=0.1 train.dropout=both_or_text"
 SCALE = 3  # the largest that leaves psd of the 48-step flow model as it is (docs/tiny.md)
 BAKED = f"guidance=baked target.guidance_scale={SCALE}"
-
 LONGER = "step_sampler=uniform train.updates=640"
 BAKED_AT_2K = "guidance=baked target.guidance=finest target.guidance_scale=5"
 
@@ -49,9 +48,8 @@ ABLATION = Ablation(
         "on": "guidance=on",
         "first_steps": "guidance=first_steps",
         "reuse": "guidance=reuse",
-        **dict.fromkeys(
-            ("baked", "baked_uniform", "baked_longer", "baked_every"),
-            "guidance=baked target.guidance=finest target.guidance_scale=5",
-        ),
+        "longer_off": "guidance=off",
+        "longer_on": "guidance=on",
+        **dict.fromkeys(("baked", "baked_uniform", "baked_every", "longer_baked"), BAKED_AT_2K),
     },
 )
