@@ -3,7 +3,9 @@
 Claim     From the anchor, noised to timestep 800, which is trained, two steps are as good as four from noise, and
           better than two from noise.
 Refuted   if they are worse in psd than four steps from noise, or no better than two.
-Verdict   not run yet.
+Verdict   (tiny, 5 seeds) holds 2, refuted 1. Two steps from the anchor are far better than two from noise (psd 2.32 ->
+          0.95 dB) and a little worse than four (0.77), for half the evaluations; three are as good as four (0.72). The
+          paper's sampler trains both of the two steps, and one of the four.
 """
 
 from experiments import Ablation, better, not_worse
