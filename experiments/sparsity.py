@@ -5,10 +5,9 @@ Claim     Trained from a dense start with five ninths of the keys, no pattern is
           both beat a window.
 Refuted   if a pattern is worse at five ninths, the anchor's blocks are worse than those of the keys at a third, or
           either is worse than the window.
-Verdict   (tiny, 5 seeds) holds 1, refuted 1, not resolved 1. At five ninths of the keys every pattern is as good as dense
-          attention (psd 0.77 -> 0.77 to 0.79 dB). At a third the window still is (0.78) and beats the chosen blocks
-          (keys 0.84, anchor 0.91): what a clip of 6 x 6 tokens needs is near. The anchor knows its structure, not its
-          texture.
+Verdict   (tiny, 5 seeds) holds 1, refuted 1, not resolved 1. At five ninths of the keys every pattern is as good as
+          dense attention (psd 0.77 -> 0.77 to 0.79 dB). At a third the window still is (0.78) and beats the chosen
+          blocks (keys 0.84, anchor 0.91): what a clip of 6 x 6 tokens needs is near.
 """
 
 from experiments import DETAIL, Ablation, all_of, better, not_worse
