@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pw.nn import options
-from pw.nn.token_blocks import block_count, density
 from pw.run.build import Run
 
 if TYPE_CHECKING:
@@ -202,6 +201,8 @@ def stage_flops(run: Run, size: float = 1.0) -> Flops:
     flops = forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
     if run.attention is None:
         return flops
+    from pw.nn.token_blocks import block_count, density  # imports numpy
+
     grid, choice = stage_grid(run, size), 0
     if isinstance(run.attention, options.TopBlocks):
         width = run.backbone.in_channels if run.attention.by_anchor else run.backbone.width * run.backbone.num_layers
@@ -229,6 +230,8 @@ def mask_bytes(run: Run, context: int = 1) -> float:
     attention = run.attention
     if attention is None:
         return 0
+    from pw.nn.token_blocks import block_count
+
     grid, block = stage_grid(run), math.prod(attention.tile)
     by_head = isinstance(attention, options.TopBlocks) and not attention.by_anchor
     heads = run.backbone.num_attention_heads / context if by_head else 1

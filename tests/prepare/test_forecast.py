@@ -84,7 +84,7 @@ class TestTheSequence:
         assert encode.main([*shlex.split(following), "splits=train,val", "dry_run=true"]) == 0
         output = capsys.readouterr().out
         assert "1 clips in" in output
-        assert re.search(r"time     about .* on 1 GPU at 400 TFLOP/s each \(assumed\)", output)
+        assert re.search(r"time     about .* on 1 GPU at 400 TFLOP/s \(VAE 364\), assumed", output)
         assert "frames/s of their videos" not in output
         assert encode.main(["scale=proxy", "dry_run=true"]) == 0  # the folder is also the default
 

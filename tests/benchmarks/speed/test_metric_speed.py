@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,14 @@ class TestNiqe:
 class TestTheStream:
     @pytest.mark.slow
     def test_is_a_process_of_its_own_that_scores_the_clip(self, tmp_path: Path) -> None:
-        """A process with numpy takes more than 20 MB; a frame takes 37 kB."""
+        """A process with numpy takes more than 20 MB; a frame takes 37 kB. Linux counts the memory of the process that
+        starts it, too."""
+        own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         (tmp_path / "videos").mkdir()
         bench.write_clip(tmp_path / "videos" / "pan.mp4", 3, (96, 128))
         seconds, peak = bench.score_in_a_process(tmp_path / "videos", "mhd_mse", tmp_path / "out")
         assert 0 < seconds < 300
-        assert 2e7 < peak < 3e9
+        assert 2e7 < peak < max(3e9, 1.2 * own_peak)
         assert (tmp_path / "out" / "scores.csv").read_text().splitlines()[1].startswith("pan.mp4,3,")
 
     def test_that_fails_says_what_it_said(self, tmp_path: Path) -> None:
