@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pw.data.procedural import WAVES
 from pw.io.arguments import ConfigError
 from pw.method.coverage import is_trained_timestep
 from pw.nn import options
-from pw.nn.token_blocks import block_count, kept_count
 from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
 
@@ -130,6 +128,8 @@ def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
     if attention is None:
         return
     name, kernel = f"attention={run.config.choices['attention']}", run.trainer.attention
+    from pw.nn.token_blocks import block_count, kept_count  # imports numpy
+
     with as_config_error():
         attention.check(grid)
     if isinstance(attention, options.TopBlocks) and kept_count(attention, grid) == block_count(grid, attention.tile):
@@ -165,11 +165,14 @@ def _check_data(run: Run) -> None:
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
                 f"{reason}; set scale.frames, scale.height and scale.width, data follows"
             )
-    if data.get("captions", "none") != "none" and (run.text is not None or run.backbone.text_dim < len(WAVES)):
-        raise ConfigError(
-            f"data.captions={data['captions']}: a class is a text of its own, one of {len(WAVES)}; leave text at none "
-            f"and backbone.text_dim at {len(WAVES)} or more"
-        )
+    if data.get("captions", "none") != "none":
+        from pw.data.procedural import WAVES  # imports numpy
+
+        if run.text is not None or run.backbone.text_dim < len(WAVES):
+            raise ConfigError(
+                f"data.captions={data['captions']}: a class is a text of its own, one of {len(WAVES)}; leave text at "
+                f"none and backbone.text_dim at {len(WAVES)} or more"
+            )
     if run.config.choices["data"] == "latents":
         from pw.data.latents import LatentClips, encoding_settings  # slow to import
 
