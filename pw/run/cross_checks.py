@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pw.io.arguments import ConfigError
 from pw.method.coverage import is_trained_timestep
+from pw.method.step_sampler import ExponentialIndex
 from pw.nn import options
 from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
@@ -359,15 +360,21 @@ def _check_init(run: Run) -> None:
             "sampling.init=anchor: the grid begins at pure noise, where nothing is left of the anchor; set a trained "
             "timestep below it, e.g. sampling.num_steps=2 sampling.timesteps=[800,600]"
         )
-    timestep, sampler = run.grid()[:1], run.objective.step_sampler
+    sampler = run.objective.step_sampler
     if sampler is None:  # flow matching trains every timestep
         return
-    table = sampler.table(run.schedule)
-    trained = table.timestep[table.probability > 0].unique()
-    if not is_trained_timestep(timestep, trained, run.schedule):
-        above = ", ".join(f"{t:g}" for t in sorted(trained.tolist())[-8:])
+    if isinstance(sampler, ExponentialIndex) and first is not None:  # without torch
+        timestep, trained = first, sampler.start_timesteps(run.schedule)
+        is_trained = any(abs(t - first) <= 1 for t in trained)
+    else:
+        table, grid = sampler.table(run.schedule), run.grid()[:1]
+        starts = table.timestep[table.probability > 0].unique()
+        timestep, trained = float(grid), starts.tolist()
+        is_trained = is_trained_timestep(grid, starts, run.schedule)
+    if not is_trained:
+        above = ", ".join(f"{t:g}" for t in sorted(trained)[-8:])
         raise ConfigError(
-            f"sampling.init=anchor: begins at timestep {float(timestep):.0f}, which "
+            f"sampling.init=anchor: begins at timestep {timestep:.0f}, which "
             f"step_sampler={run.config.choices['step_sampler']} does not train; it trains {above}: set "
             "sampling.timesteps=[…] to begin there"
         )
