@@ -316,13 +316,14 @@ def training_times(plan: CostPlan) -> Table:
     """FLOPs and time of each kind of update, and of all updates."""
     training = plan.training
     table = _table(f"Training, {training.clips} clips an update", "", "updates", "FLOP each", "time each", "time")
+    choice = plan.run.config.choices["objective"]
     kinds = {
         "flow": (training.updates - training.consistency_updates, training.flow),
-        "consistency": (training.consistency_updates, training.consistency),
+        "consistency" if choice == "shortcut" else choice: (training.consistency_updates, training.consistency),
         "encoding therein": (training.updates, training.encode),
     }
     for name, (count, flops) in kinds.items():
-        if (count and flops.total) or name == "flow":
+        if (count and flops.total) or (name == "flow" and not training.updates):
             seconds = training.seconds(flops, plan.rates)
             table.add_row(name, f"{count:,.0f}", operations(flops.total), duration(seconds), duration(seconds * count))
     total = duration(training.seconds(training.flops, plan.rates))

@@ -10,6 +10,7 @@ from pw.cost.codec_cost import codec_bytes, codec_flops
 from pw.cost.counts import BYTES, Flops, Moment, Part
 from pw.cost.rates import Rates
 from pw.io.arguments import ConfigError
+from pw.method.mean_flow import MeanFlow
 from pw.parallel.team import Share
 from pw.run.build import Run
 from pw.run.settings import Train
@@ -112,15 +113,19 @@ def update_flops(run: Run) -> tuple[Flops, Flops]:
     """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
 
     With F FLOPs of a forward: flow 3 F, or 4 F with checkpointing, which recomputes the forward; a consistency update
-    adds 2 F for the two half steps of its target, 4 F if it is guided. A frozen transformer has no weight gradients:
-    minus one `linear`. With `train.sizes`, F is the mean over the sizes.
+    adds F for each evaluation of its target (`Objective.target_evaluations`), and for an exact derivative attention
+    once more: the derivative of a product is two products. A frozen transformer has no weight gradients: minus one
+    `linear`. With `train.sizes`, F is the mean over the sizes.
     """
     sizes = run.train.sizes or (1.0,)
     forward = sum((counts.stage_flops(run, size) for size in sizes), start=Flops()) * (1 / len(sizes))
     flow = forward * (4 if run.train.checkpoint_activations else 3)
     if run.train.trainable == "adapters":
         flow = replace(flow, linear=flow.linear - forward.linear)
-    return flow, flow + forward * run.target_evaluations
+    target = forward * run.objective.target_evaluations
+    if isinstance(run.objective, MeanFlow) and run.objective.derivative == "exact":
+        target += Flops(self_attention=forward.self_attention, cross_attention=forward.cross_attention)
+    return flow, flow + target
 
 
 def encode_flops(run: Run) -> Flops:

@@ -196,11 +196,6 @@ class Run:
         return target if isinstance(target, TwoSteps) and target.guidance != "none" else None
 
     @property
-    def target_evaluations(self) -> int:
-        """Evaluations of the network for the target of a consistency update: of two halves, in each branch."""
-        return 2 if self.target_guidance is None else 4
-
-    @property
     def has_texts(self) -> bool:
         """Whether clips have texts other than the empty prompt."""
         return self.text is not None or self.config["data"].get("captions", "none") != "none"

@@ -10,6 +10,7 @@ from pw.method.coverage import is_trained_timestep
 from pw.method.step_sampler import ExponentialIndex
 from pw.nn import options
 from pw.run.compose import override_key
+from pw.run.objective_checks import check_derivative, check_objective
 from pw.run.strategies import as_config_error
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def cross_check(run: Run) -> None:
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
-    _check_objective_and_grid(run)
+    check_objective(run)
     _check_guidance(run)
     _check_sizes_and_init(run)
     _check_weights(run)
@@ -118,9 +119,11 @@ def _check_placement(run: Run) -> None:
 
 
 def check_trains(run: Run, remedy: str = "leave it out to train") -> None:
-    """Raises ConfigError for settings that only generation and sampling have."""
+    """Raises ConfigError for settings that only generation and sampling have, or with which the objective cannot be
+    computed."""
     if words := run.trainer.inference_only:
         raise ConfigError(f"{words}: is for generation and sampling; {remedy}")
+    check_derivative(run)
 
 
 def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
@@ -204,29 +207,6 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError(f"{degradation_overrides[0]}: with injector=none there is no anchor to degrade; leave it out")
     if run.train.trainable == "adapters" and not isinstance(run.injector, options.Injector):
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
-
-
-def _check_objective_and_grid(run: Run) -> None:
-    timesteps = run.sampling.timesteps
-    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
-        raise ConfigError(
-            f"sampling.timesteps={list(timesteps)}: an explicit grid does not use sampling.shift={run.sampling.shift} "
-            f"or sampling.start={run.sampling.start:g}; set sampling.shift=null sampling.start=1"
-        )
-    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
-        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
-    for name in ("num_steps", "solution_steps"):
-        if (steps := getattr(run.sampling, name)) > run.schedule.num_timesteps:
-            raise ConfigError(
-                f"sampling.{name}={steps}: more steps than schedule.num_timesteps={run.schedule.num_timesteps}"
-            )
-    with as_config_error():
-        run.objective.check(run.schedule)
-    if run.sampling.stride == "grid" and not run.objective.trains_strides:
-        raise ConfigError(
-            f"sampling.stride=grid: objective={run.config.choices['objective']} never trained a stride, its samples "
-            "would look worse than the model is; leave it at auto"
-        )
 
 
 def _check_guidance(run: Run) -> None:
@@ -361,7 +341,7 @@ def _check_init(run: Run) -> None:
             "timestep below it, e.g. sampling.num_steps=2 sampling.timesteps=[800,600]"
         )
     sampler = run.objective.step_sampler
-    if sampler is None:  # flow matching trains every timestep
+    if sampler is None:  # every timestep is trained
         return
     if isinstance(sampler, ExponentialIndex) and first is not None:  # without torch
         timestep, trained = first, sampler.start_timesteps(run.schedule)

@@ -52,7 +52,10 @@ PLACEMENT_CODE = {
     "pw.nn.codec.channels_last",
 }
 # Methods of an objective and of its parts that plan a training and do not change the loss.
-PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
+PLANNING = (
+    *("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates"),
+    *("jumps_to_data", "target_evaluations"),
+)
 PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
 # Key -> value -> class whose code counts only for runs with this value.
 ALTERNATIVES = {
