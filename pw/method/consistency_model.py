@@ -1,4 +1,4 @@
-"""Consistency training: every state of a trajectory is mapped to the same data  (Song et al. 2023, arXiv 2303.01469)."""
+"""Consistency training: every state of a path is mapped to the same data  (Song et al. 2023, arXiv 2303.01469)."""
 
 from __future__ import annotations
 

@@ -365,6 +365,30 @@ class TestFlops:
         rate = run("scale=2k", "turns=bernoulli").config["turns"]["rate"]
         assert training_cost(run("scale=2k", "turns=bernoulli")).consistency_updates == 1000 * rate
 
+    @pytest.mark.parametrize(
+        ("objective", "forwards"),
+        [
+            ("flow", 4),
+            ("shortcut", 4 + 2 / 2),
+            ("consistency", 4 + 1),
+            ("meanflow objective.derivative=difference", 4 + 2 / 4),
+        ],
+    )
+    def test_of_a_training_are_those_of_the_targets_of_its_objective(self, objective: str, forwards: float) -> None:
+        """Four with checkpointing, and what the target evaluates, in every update, every second or every fourth."""
+        planned = training_cost(run("scale=2k", *f"objective={objective}".split()))
+        forward = forward_flops(wan(), TOKENS["2k"], 512, run("scale=2k").injector).total
+        assert planned.flops.total == pytest.approx(1000 * 8 * forwards * forward)
+
+    def test_of_an_exact_derivative_are_a_forward_and_attention_once_more(self) -> None:
+        exact, two = (
+            training_cost(run("scale=tiny", "objective=meanflow", f"objective.derivative={d}"))
+            for d in ("exact", "difference")
+        )
+        forward = stage_flops(run("scale=tiny"))
+        more = exact.consistency.total - two.consistency.total
+        assert more == pytest.approx(8 * (forward.self_attention + forward.cross_attention))
+
     def test_of_encoding_count_where_the_data_are_pixels(self) -> None:
         assert training_cost(run("scale=2k")).encode.total == 0
         pixels = dataclasses.replace(run("scale=2k"))

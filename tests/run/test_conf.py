@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[2]
 
 # Option -> other overrides that it needs.
 NEIGHBOURS = {
+    "solver=consistency": ["objective=meanflow"],
+    "turns=quarter": ["objective=meanflow"],
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
     **{
@@ -96,11 +98,18 @@ class TestEveryOption:
 
     @pytest.mark.parametrize("solver", groups()["solver"])
     def test_of_a_solver_is_held_against_the_solution_by_many_euler_steps(self, solver: str) -> None:
-        order = ["solver.order=3"] if solver == "unipc" else []
-        solution = run_of(f"solver={solver}", *order, "objective=flow").solution
+        objective = {"unipc": ["objective=flow", "solver.order=3"], "consistency": ["objective=meanflow"]}
+        choices = objective.get(solver, ["objective=flow"])
+        solution = run_of(f"solver={solver}", *choices).solution
         assert solution.config.choices["solver"] == "euler"
         assert solution.sampling.num_steps == 48
-        assert solution.training_signature == run_of("objective=flow").training_signature
+        assert solution.training_signature == run_of(choices[0]).training_signature
+
+    def test_of_consistency_training_chooses_its_solver_and_its_solution_does_not(self) -> None:
+        run = run_of("objective=consistency")
+        assert (run.config.choices["solver"], run.solution.config.choices["solver"]) == ("consistency", "euler")
+        assert vars(run.objective)["updates"] == run.train.updates
+        assert vars(run_of("objective=consistency", "train.updates=40").objective)["updates"] == 40
 
     def test_of_baked_guidance_is_held_against_a_solution_with_that_guidance(self) -> None:
         """At stride 0, where solutions are computed, the network has the velocity of flow matching: not guided."""
@@ -467,7 +476,7 @@ WRONG = [
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
     ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
-    ("objective=", ["objective=", "flow, shortcut"]),
+    ("objective=", ["objective=", "consistency, flow, meanflow, shortcut"]),
     # words that are no override, and classes
     ("weighting", ["'weighting'", "key=value"]),
     ("+weighting.power=1", ["'+weighting.power=1'", "key=value"]),
@@ -588,6 +597,17 @@ WRONG = [
         "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0",
         ["guidance.scale=5.0", "train.condition_dropout=0", "never trained"],
     ),
+    # few-step rivals
+    ("solver=consistency", ["solver=consistency", "objective=shortcut", "solver=euler", "objective=consistency"]),
+    ("objective=flow solver=consistency", ["solver=consistency", "objective=flow does not train", "solver=euler"]),
+    ("objective=consistency solver=euler", ["solver=euler", "objective=consistency", "solver=consistency"]),
+    ("objective=consistency solver=unipc", ["solver=unipc", "objective=consistency", "solver=consistency"]),
+    ("objective=consistency sampling.stride=zero", ["sampling.stride=zero", "leave it at auto"]),
+    ("objective=consistency sampling.sizes=[0.5,1,1,1]", ["sampling.sizes=[0.5, 1.0", "solver=euler"]),
+    ("objective=consistency objective.doublings=7", ["objective.doublings=7", "1024 timesteps", "fewer doublings"]),
+    ("objective=meanflow step_sampler=aligned", ["step_sampler=aligned", "objective=meanflow does not use"]),
+    ("objective=meanflow turns=none", ["turns=none", "objective=meanflow needs one"]),
+    ("objective=meanflow objective.derivative=jvp", ["objective.derivative='jvp'", "exact, difference"]),
     # sparse attention
     ("attention=windw", ["attention=windw", "anchor, dense, topk, window", "did you mean window?"]),
     ("attention.density=0.5", ["attention.density=0.5", "set attention=anchor or attention=topk"]),
