@@ -18,7 +18,7 @@ Curve = Callable[[Tensor, Tensor], Tensor]  # (state, sigma [B]) -> a tensor lik
 
 @dataclass(frozen=True)
 class MeanFlow:
-    """|| u(x, T, s) - target ||^2, target = v - (sigma(T) - sigma(r)) du/dsigma, without gradient  (its Eqs. 10, 11).
+    """|| u(x, T, s) - target ||^2, target = v - (sigma(T) - sigma(r)) du/dsigma, without gradient  (the MeanFlow identity).
 
     du/dsigma is the total derivative along the path, on which x moves by v = noise - data; the end r = T - s stays, so
     the stride grows with the timestep. On the other turns T = r: flow matching.
@@ -27,7 +27,7 @@ class MeanFlow:
     derivative  `exact`: by forward-mode differentiation, for which attention is computed by torch's plain kernel;
                 `difference`: of two evaluations on the path, `step` before and after, with any kernel
     step        of the difference, in sigma
-    power       a clip's error counts 1 / (error + constant)^power, its Eq. 22; 0: every error counts the same
+    power       a clip's error counts 1 / (error + constant)^power, its adaptive weight; 0: every error counts the same
 
     When to use: for one step, or where the number of steps is not known in training.
     """
