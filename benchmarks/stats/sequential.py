@@ -3,8 +3,8 @@
 Tested at 5 % after every seed, two equal arms differ "significantly" in 13 % of comparisons of five seeds. Here the
 error is spent over the looks as Lan and DeMets (1983) spend it for the bounds of O'Brien and Fleming: hardly any early,
 nearly all of it at the last seed, so that little power is lost there. The bounds are those of the t test itself, not of
-the normal distribution: under the null hypothesis the p of all looks depend on no unknown variance, so `PATHS` simulated
-sequences give the p below which just the spent share of them has crossed by each look. They hold for normal
+the normal distribution: under the null hypothesis the p of all looks depend on no unknown variance, so `PATHS`
+simulated sequences give the p below which just the spent share of them has crossed by each look. They hold for normal
 differences, as the paired t does; tests/benchmarks/stats/test_sequential.py simulates others, and the power (D124).
 
 A look's p becomes a sequential p: the smallest error at which its bound is crossed. Its minimum over the looks is below

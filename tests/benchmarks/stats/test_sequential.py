@@ -122,7 +122,7 @@ class TestTheChanceOfTheRemainingSeeds:
     def test_when_it_is_small_hides_few_true_differences(self) -> None:
         """Stopping below 10 % costs next to no power at 2 sd, and no error: what stops is not resolved."""
         rng = np.random.default_rng(6)
-        differences = rng.standard_normal((400, 5)) + 2
+        differences = rng.standard_normal((150, 5)) + 2
         crossed = shown(differences)
         rows = zip(differences, crossed, strict=True)
         stopped = [any(chance(row[:n], 5) < 0.1 and not c[: n - 1].any() for n in (2, 3, 4)) for row, c in rows]
