@@ -18,7 +18,7 @@ from benchmarks.metrics import lookup
 from benchmarks.stats.comparison import LEVEL, Scores, by_seed, distance, improves
 from benchmarks.stats.sequential import FIRST, chance, sequential_p
 from experiments.engine.ablation import ArmPair, Clause
-from experiments.engine.outcome.verdict import Resolution, resolve
+from experiments.engine.outcome.verdict import resolve
 
 FUTILE = 0.1
 OPEN = "open"
@@ -38,7 +38,7 @@ class PairDifference:
 class ClaimAnswer:
     """The answer to a clause at a look.
 
-    answer  holds, refuted, not resolved, not run, or open: the next seed may decide it
+    answer  holds, refuted, not resolved, not run (no scores), or open: the next seeds may decide it
     seeds   that had run
     p       the smaller sequential p of the tests that it holds and that it is refuted
     reason  of not resolved
@@ -100,7 +100,7 @@ def answer_at(clause: Clause, scores: Scores, primary: str, seeds: Sequence[int]
         # what already counts alone, whatever Holm takes, needs no more seeds
         alone = (1 - LEVEL) / len(pairs)
         undecided = [
-            pair for pair, own in zip(pairs, _parts(resolution), strict=True) if min(own.holds, own.refuted) >= alone
+            pair for pair, own in zip(pairs, resolution.pairs, strict=True) if min(own.holds, own.refuted) >= alone
         ]
         best = max((_chance(pair, scores, primary, most) for pair in undecided), default=0.0)
         if len(seeds) == most:
@@ -113,10 +113,6 @@ def answer_at(clause: Clause, scores: Scores, primary: str, seeds: Sequence[int]
     return ClaimAnswer(
         clause.text, answer, len(seeds), p, reason, tuple(_difference(pair, scores, primary) for pair in pairs)
     )
-
-
-def _parts(resolution: Resolution) -> tuple[Resolution, ...]:
-    return resolution.pairs or (resolution,)
 
 
 def _chance(pair: ArmPair, scores: Scores, primary: str, most: int) -> float:

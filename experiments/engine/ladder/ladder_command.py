@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.stats.comparison import Scores
 from benchmarks.stats.sequential import FIRST
-from experiments.engine.ablation import AblationOptions, load, names
+from experiments.engine.ablation import AblationOptions, Clause, load, names
 from experiments.engine.job import all_jobs, jobs_to_run
 from experiments.engine.ladder.claim_looks import ClaimAnswer, climb
 from experiments.engine.ladder.ladder_report import RungOutcome, answer_words, stops, write_ladder
@@ -68,7 +68,14 @@ class Rung:
     scale: str
     plan: Plan
     launcher: Local | Submitit
-    seconds: tuple[float, float]
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def clauses(self) -> list[Clause]:
+        """The clauses of the claim that are about planned arms alone."""
+        arms = {arm.name: arm.versus for arm in self.plan.arms}
+        every = clauses_of(self.plan.ablation, arms)
+        return [clause for clause in every if all({pair.arm, pair.other} <= arms.keys() for pair in clause.pairs())]
 
     def part(self, counts: Mapping[str, int]) -> Plan:
         """The plan of the first seeds of each arm. counts: arm -> their number"""
@@ -147,7 +154,9 @@ def plan_rungs(options: LadderOptions) -> tuple[list[Rung], dict[str, str]]:
         try:
             if not (reason := _obstacle(scale, configs[scale], words[scale])):
                 rung = _rung(options, scale, words[scale])
-                reason = _misfit(rung)
+                cards = [card for card in CARDS if is_card(gpu_name(), card)]
+                is_here = rung.plan.arms[0].first.trainer.accelerator == "gpu" and isinstance(rung.launcher, Local)
+                reason = misfit(rung.plan, cards[0]) if is_here and cards else ""
                 rungs += [] if reason else [rung]
         except ConfigError as error:
             reason = str(error)
@@ -207,8 +216,9 @@ def _rung(options: LadderOptions, scale: str, words: Sequence[str]) -> Rung:
     if len(parsed.seeds) < FIRST:
         raise ConfigError(f"seeds={len(parsed.seeds)}: a ladder tests after every seed from the second on; seeds=2")
     plan, launcher = prepare(parsed)
-    plan = replace(plan, place=f"{_place(options.name)}/{scale}")
-    rung = Rung(scale, plan, launcher, (0.0, 0.0))
+    rung = Rung(scale, replace(plan, place=f"{_place(options.name)}/{scale}"), launcher)
+    if not rung.clauses:
+        raise ConfigError(f"{options.name}: no claim is about {', '.join(arm.name for arm in plan.arms)} alone")
     first, last = (_seconds(rung, n) for n in (FIRST, len(parsed.seeds)))
     return replace(rung, seconds=(first, last))
 
@@ -236,14 +246,10 @@ def _obstacle(scale: str, config: Config, words: Sequence[str]) -> str:
     return "; ".join(lacks)
 
 
-def _misfit(rung: Rung) -> str:
-    """Why a scale does not fit the GPU of this machine, by the plan; empty if it does, or if the card is not known."""
-    trainer = rung.plan.arms[0].first.trainer
-    card = next((card for card in CARDS if is_card(gpu_name(), card)), None)
-    if trainer.accelerator != "gpu" or isinstance(rung.launcher, Submitit) or card is None:
-        return ""
-    gpus = parse_gpus(f"{trainer.devices}x{card}")
-    for run in (arm.first for arm in rung.plan.arms):
+def misfit(plan: Plan, card: str) -> str:
+    """Why the arms of a plan do not fit GPUs of a card, by `pw plan`; empty if they do. card: a key of `CARDS`"""
+    gpus = parse_gpus(f"{plan.arms[0].first.trainer.devices}x{card}")
+    for run in (arm.first for arm in plan.arms):
         training = judge_training(run, training_cost(run, gpus.count), gpus)
         sampling = judge_generation(stages_of(run), gpus.memory, card, None, gpus.count)
         if not (training.fits and sampling.fits):
@@ -255,7 +261,6 @@ def _climb(rung: Rung, terminal: Any) -> tuple[RungOutcome, int]:
     """(What came out at a scale, 1 if some file was not written). Raises RungStopped."""
     plan, start_time = rung.plan, time.perf_counter()
     arms = [arm.name for arm in plan.arms]
-    every = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
 
     def scores_of(counts: Mapping[str, int]) -> Scores:
         from experiments.engine.outcome.table import scores_of_rows
@@ -275,7 +280,7 @@ def _climb(rung: Rung, terminal: Any) -> tuple[RungOutcome, int]:
         if stopped := [arm for arm, count in counts.items() if count < n]:
             terminal.print(f"  stopped before: {', '.join(stopped)}", markup=False)
 
-    answers, counts = climb(every, arms, plan.ablation.primary, plan.options.seeds, scores_of, show)
+    answers, counts = climb(rung.clauses, arms, plan.ablation.primary, plan.options.seeds, scores_of, show)
     part = rung.part(counts)
     unwritten = finish(part, all_jobs(part)[1], {}, terminal, start_time, is_shown=False)
     return RungOutcome(rung.scale, answers, counts, plan.options.seeds, str(plan.folder)), unwritten

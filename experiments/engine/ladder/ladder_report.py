@@ -61,12 +61,10 @@ class Prediction:
 
 
 def predict(smaller: RungOutcome, larger: RungOutcome) -> Prediction:
-    """How the claims of two scales agree; those that were not run at either are left out."""
+    """How the claims of two scales agree."""
     from scipy.stats import binomtest
 
-    pairs = [
-        (a, b) for a, b in zip(smaller.answers, larger.answers, strict=True) if "not run" not in (a.answer, b.answer)
-    ]
+    pairs = [*zip(smaller.answers, larger.answers, strict=True)]
     kinds = [_outcome(a, b) for a, b in pairs]
     signs = [a.sign == b.sign for a, b in pairs if a.sign is not None and b.sign is not None]
     counts = {name: kinds.count(name) for name in OUTCOMES}
@@ -91,7 +89,7 @@ def predictions(rungs: Sequence[RungOutcome]) -> list[Prediction]:
 def answer_words(answer: ClaimAnswer) -> str:
     """`✓ holds after 3 seeds, sequential p=0.004, psd −0.207 dB`."""
     parts = [f"{SIGNS.get(answer.answer, '…')} {answer.answer} after {answer.seeds} seeds"]
-    parts += [f"sequential {p_text(answer.p)}"] if answer.answer != "not run" else []
+    parts.append(f"sequential {p_text(answer.p)}")
     return ", ".join([*parts, *filter(None, [_differences(answer), answer.reason])])
 
 
