@@ -43,6 +43,9 @@ class Verb:
 
 VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
+    "ladder": Verb(
+        "experiments.engine.ladder.ladder_command", "an ablation at one scale after another, stopped early: name=ansc"
+    ),
     "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "runs": Verb("experiments.engine.runs", "list what was run: kind=train stage=hires since=2026-11-01"),
