@@ -274,7 +274,7 @@ def _start_run(run: Run) -> Run:
     from the recipe."""
     recipe = run.start
     start = _recipe_run(recipe, run, "start")
-    card = read_card(recipe.name, run.scale.name) if recipe.shipped else None
+    card = read_card(recipe.name, run.config.choices["scale"]) if recipe.shipped else None
     if card is None:
         return start
     if start.configuration_signature in card.configurations:
@@ -347,7 +347,7 @@ def assemble(config: Config) -> Run:
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
         seed=coerce(values["seed"], Seed, "seed"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
-        source=make("data", values["data"]),
+        source=_source(config),
         objective=_objective(config),
         anchor_degradation=anchor_degradation,
         anchor_recipe=anchor_recipe,
@@ -355,6 +355,18 @@ def assemble(config: Config) -> Run:
     )
     cross_check(run)
     return run
+
+
+def _source(config: Config) -> Source:
+    """The clips. Raises ConfigError, where shards are missing with the command that makes those of the scale."""
+    data, scale = config["data"], config.choices["scale"]
+    try:
+        return make("data", data)
+    except ConfigError as error:
+        if config.choices["data"] == "shards" and not Path(data["urls"] or "").exists() and scale != "tiny":
+            made = f"`pw data path=DIR scale={scale}`, data.urls=data/shards-{scale}"
+            raise error.with_prefix(f"scale={scale} trains on your own videos ({made}): ") from error
+        raise
 
 
 def _objective(config: Config) -> Objective:

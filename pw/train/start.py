@@ -118,7 +118,7 @@ def _without_data(start: Run) -> dict[str, Any]:
         return {}
     others = [override for override in start.config.overrides if override_key(override).split(".")[0] != "data"]
     return {
-        "scale": start.scale.name,
+        "scale": start.config.choices["scale"],
         "without_data": build([*others, "data=none"]).configuration_signature,
         "data": data_hash(start),
         "videos": _videos(Path(start.config["data"].get("urls") or "")),
@@ -210,7 +210,7 @@ def run_start(options: StartOptions) -> int:
 
     def work(progress: Progress) -> Path:
         training = options.training or train(start, options.outputs, progress, is_checked=True)
-        name = start_name(options.name, start.scale.name)
+        name = start_name(options.name, start.config.choices["scale"])
         return write_start(start, name, training, options.out or options.outputs / "starts")
 
     return run_training(start, options.outputs, work)

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 NEIGHBOURS = {
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
+    "scale=small": ["data=none"],  # it trains on shards of one's own
     **{
         f"guidance={name}": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"]
         for name in ("on", "first_steps", "reuse")
@@ -466,7 +467,7 @@ WRONG = [
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
-    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
+    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, small, tiny"]),
     ("objective=", ["objective=", "flow, shortcut"]),
     # words that are no override, and classes
     ("weighting", ["'weighting'", "key=value"]),
@@ -623,6 +624,11 @@ class TestAWrongCall:
         message = error_of("data=shards", f"data.urls={tmp_path}")
         assert f"data.urls={tmp_path}" in message
         assert "make data path=DIR" in message
+
+    def test_without_the_clips_of_a_scale_is_told_how_to_make_those(self) -> None:
+        message = error_of("scale=small", "data.urls=nowhere")
+        assert "`pw data path=DIR scale=small`" in message
+        assert "data.urls=nowhere: not there" in message
 
     def test_with_clips_smaller_than_the_scale_is_told_both_sizes(self, shards: Path) -> None:
         message = error_of("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
