@@ -17,6 +17,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from pw.cost.counts import stage_tokens
 from pw.io.arguments import ConfigError
 from pw.method.guidance import Guidance
 from pw.method.objective import Alternate, Shortcut
@@ -118,6 +119,22 @@ class TestEveryOption:
         start = run_of("trainer=gpu").start_run
         assert start is not None
         assert start.trainer.accelerator == "gpu"
+
+
+class TestTheSmallScale:
+    def test_has_576_tokens_whose_noise_fits_through_the_width(self) -> None:
+        run = run_of("scale=small", "data=none")
+        # 9 frames of 64 / 4 / 2 = 8 rows and columns; a token has 2 x 2 positions of 48 channels
+        assert stage_tokens(run) == 9 * 8 * 8
+        assert run.backbone.width > 2 * 2 * 48
+        assert run.backbone.patch_size == build(["scale=2k"]).backbone.patch_size  # the 5B's
+        assert run.grid().tolist() == build([]).grid().tolist()
+
+    @pytest.mark.parametrize(
+        "words", ["attention=window", "attention=topk", "sampling.sizes=[0.5,0.5,1,1]", "stage=anchor"]
+    )
+    def test_takes_what_a_scale_takes(self, words: str) -> None:
+        assert len(run_of("scale=small", "data=none", words, "trainer=gpu").signature) == 8
 
 
 class TestComposing:
