@@ -47,6 +47,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{argument}: stage I makes the anchors; set anchor.KEY=VALUE, or anchors_from=DIR")
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+        if override == "scale=small":
+            raise ConfigError(f"{argument}: has no prompts and no VAE; `pw sample` samples it, scale=2k makes videos")
         if override == "codec=space_to_depth":
             raise ConfigError(f"{argument}: a video is decoded by Wan's VAE; leave it at wan_vae")
     _check_keys(overrides, anchor_overrides)

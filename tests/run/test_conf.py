@@ -17,6 +17,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from pw.cost.counts import stage_tokens
 from pw.io.arguments import ConfigError
 from pw.method.guidance import Guidance
 from pw.method.objective import Alternate, Shortcut
@@ -35,6 +36,7 @@ NEIGHBOURS = {
     "turns=quarter": ["objective=meanflow"],
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
+    "scale=small": ["data=none"],  # it trains on shards of one's own
     **{
         f"guidance={name}": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"]
         for name in ("on", "first_steps", "reuse")
@@ -126,6 +128,22 @@ class TestEveryOption:
         start = run_of("trainer=gpu").start_run
         assert start is not None
         assert start.trainer.accelerator == "gpu"
+
+
+class TestTheSmallScale:
+    def test_has_576_tokens_whose_noise_fits_through_the_width(self) -> None:
+        run = run_of("scale=small", "data=none")
+        # 9 frames of 64 / 4 / 2 = 8 rows and columns; a token has 2 x 2 positions of 48 channels
+        assert stage_tokens(run) == 9 * 8 * 8
+        assert run.backbone.width > 2 * 2 * 48
+        assert run.backbone.patch_size == build(["scale=2k"]).backbone.patch_size  # the 5B's
+        assert run.grid().tolist() == build([]).grid().tolist()
+
+    @pytest.mark.parametrize(
+        "words", ["attention=window", "attention=topk", "sampling.sizes=[0.5,0.5,1,1]", "stage=anchor"]
+    )
+    def test_takes_what_a_scale_takes(self, words: str) -> None:
+        assert len(run_of("scale=small", "data=none", words, "trainer=gpu").signature) == 8
 
 
 class TestComposing:
@@ -475,7 +493,7 @@ WRONG = [
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
-    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
+    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, small, tiny"]),
     ("objective=", ["objective=", "consistency, flow, meanflow, shortcut"]),
     # words that are no override, and classes
     ("weighting", ["'weighting'", "key=value"]),
@@ -643,6 +661,11 @@ class TestAWrongCall:
         message = error_of("data=shards", f"data.urls={tmp_path}")
         assert f"data.urls={tmp_path}" in message
         assert "make data path=DIR" in message
+
+    def test_without_the_clips_of_a_scale_is_told_how_to_make_those(self) -> None:
+        message = error_of("scale=small", "data.urls=nowhere")
+        assert "`pw data path=DIR scale=small`" in message
+        assert "data.urls=nowhere: not there" in message
 
     def test_with_clips_smaller_than_the_scale_is_told_both_sizes(self, shards: Path) -> None:
         message = error_of("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
