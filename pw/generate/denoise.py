@@ -17,7 +17,7 @@ from pw.data.procedural import generator
 from pw.generate.models import TEXT
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt
-from pw.generate.video_anchors import encode_video
+from pw.generate.video_anchors import encode_image, encode_video
 from pw.generate.windows import JointWindows, share_noise
 from pw.io.files import digest
 from pw.nn.backbone import Backbone, groups_of, share_tokens
@@ -25,6 +25,7 @@ from pw.nn.networks import load_network, network_without_weights
 from pw.nn.unipc import synchronize
 from pw.run.build import Run
 from pw.stages import network_of
+from pw.stages.given import GivenFrame
 from pw.stages.velocity import Condition, integrate, noise_of_phases
 
 NOISE = 8  # stream of random numbers, see pw.stages.stage
@@ -83,6 +84,8 @@ def make_anchors(task: Task, prompts: Sequence[Prompt], embedding: Embedding) ->
         encode_video(task, request.source, prompts)
         return
     assert request.anchor is not None
+    if request.image is not None:
+        encode_image(task, request.image, prompts)
     for prompt in prompts if task.writes else ():
         if prompt.anchor is not None and not request.anchor_file(prompt).exists():
             save_latent(request.anchor_file(prompt), *load_latent(prompt.anchor), prompt)
@@ -173,7 +176,11 @@ def _denoise_one(task: Task, stage: Denoising, net: Backbone, windows: list[Prom
         task.add(stage.part, 1 / calls_of(run), stage.label)
 
     conditions = Condition(text, anchor), Condition(negative_text, anchor)
-    if len(windows) == 1:
+    if request.image is not None:
+        latent, _ = load_latent(request.image_file(prompt, stage.part))
+        given = GivenFrame(net, latent.to(device), per_token=stage.anchor_file is None)
+        latents = given.in_place(integrate(run, given, noise, *conditions, tick))
+    elif len(windows) == 1:
         latents = integrate(run, net, noise, *conditions, tick)
     else:
         latents = integrate(run, joint_windows(task, net, windows, tick), noise, *conditions)

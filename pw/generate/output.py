@@ -277,6 +277,7 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "anchor": None if request.anchor is None else _stage_entry(request.anchor, request.anchor_source),
         "video": None if request.source is None else request.source.entry(run),
         "hires": _stage_entry(run, request.hires_source),
+        "image": None if request.image is None else request.image.entry(run),
         "anchor_from": None if prompt.anchor is None else str(prompt.anchor),
         "identity": request.identity,
         "seconds": request.seconds.get(prompt.name, {}),

@@ -166,8 +166,9 @@ def announce(request: GenerationRequest) -> None:
     count = sum(not request.is_done(prompt) for prompt in request.prompts)
     if PLACE in os.environ or not count:
         return
-    if request.source is not None:
-        print(request.source.line(request.hires), file=sys.stderr)
+    for source in (request.source, request.image):
+        if source is not None:
+            print(source.line(request.hires), file=sys.stderr)
     if request.weights is None and (request.hires.text is not None or request.hires_source == "random"):
         real = "its VAE is a small one" if has_small_vae(request) else "its time and memory are real"
         print(f"weights=random: the video is noise; {real}", file=sys.stderr)

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pw.generate.earlier_anchors import earlier_anchor
+from pw.generate.source_image import SourceImage, read_image
 from pw.generate.source_video import SourceVideo, VideoFile
 from pw.generate.stage_runs import (
     check_decoder,
@@ -64,6 +66,7 @@ class GenerateOptions:
     )
     anchors_from: Path | None = option(None, "the `out` of an earlier call, whose anchors are used")
     video: Path | None = option(None, "a video of yours in the place of stage I, of any size, rate and length")
+    image: Path | None = option(None, "an image that is the first frame of the video")
     out: Path | None = option(None, "outputs/generated/SCALE by default")
     frames: int | None = option(None, "of the video, 1 is an image; with video= of a window", read=number(1, 100_000))
     fps: float | None = option(None, "frames a second; 24, or those of video=", read=number(1, 240, float))
@@ -105,6 +108,7 @@ class GenerationRequest:
     weights: Path | None
     out: Path
     source: SourceVideo | None = None
+    image: SourceImage | None = None
     prompts: list[Prompt] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -143,6 +147,8 @@ class GenerationRequest:
         if self.source is not None:
             crop = [[span.start, span.stop] for span in self.source.crop]
             parts.append([self.source.fingerprint, self.fps, self.source.frames, crop])
+        if self.image is not None:
+            parts.append(["image", self.image.fingerprint])
         return digest(parts, 16)
 
     @property
@@ -202,9 +208,13 @@ class GenerationRequest:
         """The velocity of a window of the video, and of a branch of guidance, until the video is done."""
         return self.out / "latents" / f"{self.video_of(prompt).name}.v{evaluation:04d}.{index:04d}.safetensors"
 
+    def image_file(self, prompt: Prompt, stage: str) -> Path:
+        """The latent of the image at a stage's size, until the video is done."""
+        return self.out / "latents" / f"{prompt.name}.image_{stage}.safetensors"
+
     def remove_latents(self, prompt: Prompt) -> None:
         """Remove the latents of a finished video; its anchor stays."""
-        for path in (self.out / "latents").glob(f"{prompt.name}.v*.safetensors"):
+        for path in (self.out / "latents").glob(f"{prompt.name}.[vi]*.safetensors"):
             path.unlink(missing_ok=True)
         for part in self.windows(prompt):
             for path in (self.latent_file(part), self.upsampled_file(part)):
@@ -297,6 +307,9 @@ def make_request(
 
     is_own = has_own_codec(options.video, options.weights, options.overrides)
     overrides, anchor_overrides = split_overrides(options.overrides, is_own)
+    if options.image is not None and (options.video or options.anchors_from) is not None:
+        key = "anchors_from" if options.video is None else "video"
+        raise ConfigError(f"{key}=…: has a first frame of its own, image= gives another; leave one out")
     file = _video_file(options, anchor_overrides)
     if options.anchors_from is not None and not options.anchors_from.is_dir():
         raise ConfigError(f"anchors_from={options.anchors_from}: no such folder; it is the `out` of an earlier call")
@@ -327,7 +340,8 @@ def make_request(
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
     source = None if file is None else file.source(hires, options.lossless)
-    request = GenerationRequest(options, hires, anchor, *sources, weights, out, source)
+    image = None if options.image is None else read_image(options.image, hires)
+    request = GenerationRequest(options, hires, anchor, *sources, weights, out, source, image)
     request.prompts = named_prompts(request, texts)
     has_casts = any(run.trainer.storage == "fp8" for run, _ in request.stages)
     if hires.trainer.compile is None and not has_casts and pays_to_compile(request):
@@ -348,7 +362,7 @@ def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]
         seed = request.hires.seed if file_seed is None else file_seed
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
-        anchor = None if anchors_from is None else _earlier_anchor(request, anchors_from, text, seed)
+        anchor = None if anchors_from is None else earlier_anchor(anchors_from, text, seed, (1, *request.anchor_latent))
         words = text or (source.path.stem if source else "")
         slug = re.sub(r"[^a-z0-9]+", "-", words.lower())[:SLUG].strip("-") or "prompt"
         key = [text, seed, request.identity, *([] if anchor is None else [fingerprint(anchor)])]
@@ -357,33 +371,6 @@ def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]
             raise ConfigError(f"prompts: {text[:60]!r} with seed {seed} occurs twice; give it another seed")
         prompts[name] = Prompt(text, seed, name, anchor)
     return list(prompts.values())
-
-
-def _earlier_anchor(request: GenerationRequest, folder: Path, text: str, seed: int) -> Path:
-    """The anchor of a prompt from an earlier call. Raises ConfigError for none, several, or one of another size."""
-    from safetensors import SafetensorError, safe_open
-
-    matches = []
-    for path in sorted((folder / "anchors").glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                metadata, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"anchors_from={folder}: {path.name} cannot be read ({error})") from error
-        if (metadata.get("prompt"), metadata.get("seed")) == (text, str(seed)):
-            matches.append((path, shape))
-    if len(matches) != 1:
-        names = ", ".join(path.name for path, _ in matches)
-        number = f"{len(matches)} anchors ({names})" if matches else "no anchor"
-        raise ConfigError(
-            f"anchors_from={folder}: {number} of {text[:60]!r} with seed {seed}; it is the `out` of an earlier call, "
-            "with one for each prompt"
-        )
-    [(path, shape)] = matches
-    expected = (1, *request.anchor_latent)
-    if shape != expected:
-        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II expects {expected}")
-    return path
 
 
 def _check_weights(request: GenerationRequest) -> None:

@@ -1,4 +1,4 @@
-"""The windows of a video file -> the anchors of stage II, degraded as in training (D125)."""
+"""A video file -> the anchors of stage II, degraded as in training (D125); an image -> its latents (D126)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pw.data.procedural import generator
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt
+from pw.generate.source_image import SourceImage
 from pw.generate.source_video import SourceVideo
 from pw.io.video import Frames, frames_at, to_float
 
@@ -66,8 +67,27 @@ def anchor_video(request: GenerationRequest, seed: int, frames: Sequence[Frames]
     run = request.hires
     clip = torch.empty(1, 3, len(frames), *run.scale.size, device=request.device)
     for number, frame in enumerate(frames):  # one at a time: 121 frames of 4K are 12 GB
-        picture = torch.from_numpy(to_float(frame[None])).transpose(0, 1).to(request.device)
-        picture = torch.nn.functional.interpolate(picture, size=run.scale.size, mode="bicubic", antialias=True)
-        clip[0, :, number] = picture[0].clamp_(-1, 1)
+        clip[0, :, number] = _resized(frame, run.scale.size, request.device)
     size, rng = run.scale.anchor_size, generator(seed, 0, DEGRADE)
     return run.degradation.degrade(clip, size, run.degradation.draw(1, len(frames), size, rng))
+
+
+def _resized(frame: Frames, size: tuple[int, int], device: str) -> Tensor:
+    """uint8 [h, w, 3] -> [3, *size] in [-1, 1], bicubic."""
+    picture = torch.from_numpy(to_float(frame[None])).transpose(0, 1).to(device)
+    return torch.nn.functional.interpolate(picture, size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
+
+
+def encode_image(task: Task, image: SourceImage, prompts: Sequence[Prompt]) -> None:
+    """The missing latents of the image, as a clip of one frame at the size of each stage."""
+    request, scale = task.request, task.request.hires.scale
+    todo = [prompt for prompt in prompts if not request.latent_file(prompt).exists()] if task.writes else []
+    if todo:
+        codec, frame = task.models.get("codec", lambda: load_codec(request)), image.pixels()
+        for part, size in (("anchor", scale.anchor_size), ("hires", scale.size)):
+            latent = codec.encode(_resized(frame, size, request.device)[None, :, None])
+            for prompt in todo:
+                save_latent(request.image_file(prompt, part), latent, {}, prompt)
+        del codec
+    task.models.release()
+    release_memory(request.device)
