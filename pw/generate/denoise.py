@@ -178,7 +178,7 @@ def _denoise_one(task: Task, stage: Denoising, net: Backbone, windows: list[Prom
     conditions = Condition(text, anchor), Condition(negative_text, anchor)
     if request.image is not None:
         latent, _ = load_latent(request.image_file(prompt, stage.part))
-        given = GivenFrame(net, latent.to(device), per_token=stage.anchor_file is None)
+        given = GivenFrame(net, run.schedule, latent.to(device), per_token=stage.anchor_file is None)
         latents = given.in_place(integrate(run, given, noise, *conditions, tick))
     elif len(windows) == 1:
         latents = integrate(run, net, noise, *conditions, tick)

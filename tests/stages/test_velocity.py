@@ -83,7 +83,7 @@ def test_a_trajectory_from_an_image_is_the_pipelines(
     rng = torch.Generator().manual_seed(3)
     noise, image = torch.randn(1, 4, 3, 4, 6, generator=rng), torch.rand(1, 3, 64, 96, generator=rng)
     codec = WanCodec(cast(Any, run.codec), pipe.vae)
-    given = GivenFrame(network(run, folder), codec.encode(image[:, :, None] * 2 - 1), per_token=True)
+    given = GivenFrame(network(run, folder), run.schedule, codec.encode(image[:, :, None] * 2 - 1), per_token=True)
     result = given.in_place(integrate(run, given, noise, Condition(text, None), Condition(negative_text, None)))
     reference = stock(
         image=image,
