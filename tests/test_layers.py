@@ -84,7 +84,7 @@ DOORS = {
     "hydra": ("pw/run",),
     "omegaconf": ("pw/run",),
     "webdataset": ("pw/data/shard_index.py",),
-    "av": ("pw/io/video.py",),
+    "av": ("pw/io/video.py", "pw/io/audio.py"),
     "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py",),
     "huggingface_hub": ("pw/io", "pw/prepare", "benchmarks/measure"),

@@ -48,6 +48,11 @@ def _check_sizes(run: Run) -> list[int]:
     size_names = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
     with as_config_error():
         frames = codec.latent_frames(scale.frames)
+    if run.train.image_share and frames < 2:
+        raise ConfigError(
+            f"train.image_share={run.train.image_share:g}: scale.frames={scale.frames} is one latent frame, "
+            "which leaves nothing to generate; leave it at 0, or set more frames"
+        )
     positions = [frames, *(getattr(scale, name) // codec.factor for name in size_names)]
     for name, length, patch in zip(("frames", *size_names), positions, backbone.patch_size, strict=True):
         if length % patch:

@@ -72,6 +72,7 @@ class Train:
 
     condition_dropout  share of clips without condition: text and anchor both
     dropout            `both_or_text`: as many again without text alone, which `guidance.drop=text` evaluates
+    image_share        share of clips whose first latent frame is given, and no part of the loss (`pw.stages.given`)
     sizes              shares of the full size, one of which each batch has, drawn evenly: [0.5,1,1,1] is a quarter at
                        half size; null: all at full size
     """
@@ -84,6 +85,7 @@ class Train:
     precision: Literal["fp32", "bf16"]
     condition_dropout: Annotated[float, Constraint(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
     dropout: Literal["both", "both_or_text"]
+    image_share: Annotated[float, Constraint(lambda share: 0 <= share <= 1, "a share of the clips, 0 to 1")]
     sizes: tuple[float, ...] | None
     trainable: Literal["all", "adapters"]
     checkpoint_activations: bool

@@ -34,7 +34,7 @@ NOT_SCALE = {
 # Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
 NEUTRAL: dict[str, Any] = {
     **{"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise", "later": "unguided"},
-    **{"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
+    **{"image_share": 0.0, "guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
 }
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}

@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +33,14 @@ from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
 from pw.parallel.team import Share, Team
 from pw.run.build import Run
+from pw.stages.given import GivenFrame
 from pw.stages.velocity import Condition, integrate, resized, velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
 # A random stream for each purpose: arms that draw more from one still share all others. The rest are 6 and 7 in
-# pw.sample.clip_folders and 8 in pw.generate.denoise.
-NOISE, STEPS, DEGRADE, DROPOUT, SIZE = 2, 3, 4, 5, 9
+# pw.sample.clip_folders, 8 in pw.generate.denoise and 10 in pw.generate.video_anchors.
+NOISE, STEPS, DEGRADE, DROPOUT, SIZE, IMAGE = 2, 3, 4, 5, 9, 11
 SINGLE_PROCESS = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 
 
@@ -73,6 +74,11 @@ class SeededDraws:
         rng = generator(self.seed, self.index, DROPOUT)
         drawn = self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng))
         return drawn < (2 * rate if dropout == "both_or_text" else rate), drawn < rate
+
+    def images(self, batch: int, share: float) -> Tensor:
+        """[B] bool: True where the first frame of a clip is given."""
+        rng = generator(self.seed, self.index, IMAGE)
+        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng)) < share
 
     def size(self, sizes: Sequence[float] | None) -> float:
         """The share of the full size that the batch has, one of `sizes`: the same in every process."""
@@ -225,12 +231,10 @@ class Stage(L.LightningModule, ABC):
             encoder = TextEncoder(weights, self.run.backbone.text_tokens, Path(cache), "", "cpu", dtype)
             return encoder.encode(prompt).float()
 
-    def velocity(self, net: Backbone, condition: Condition) -> Velocity:
+    def velocity(self, net: Callable[..., Tensor], condition: Condition) -> Velocity:
         return velocity(net, condition, self.run.schedule)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        assert self.net is not None
-        assert self.ema is not None
         index = int(batch["index"])
         loss = self.loss(batch["clips"], index, index // self.run.train.accumulate)
         self.last_loss = loss.detach()
@@ -247,8 +251,11 @@ class Stage(L.LightningModule, ABC):
         null_text, train = self.null_text(clips), self.run.train
         masks = draws.dropout_masks(len(data), train.condition_dropout, train.dropout)
         condition = condition.drop(*masks, null_text)
-        velocity = self.velocity(self.net, condition)
-        target_net = self.ema if self.run.objective.uses_ema else self.net
+        net, target_net = self.net, self.ema if self.run.objective.uses_ema else self.net
+        if train.image_share:
+            first = data[:, :, :1], draws.images(len(data), train.image_share), self.run.stage == "anchor"
+            net, target_net = (GivenFrame(part, self.run.schedule, *first) for part in (net, target_net))
+        velocity = self.velocity(net, condition)
         target = self.velocity(target_net, condition)
         if (guidance := self.run.target_guidance) is not None:
             everywhere = torch.ones(len(data), dtype=torch.bool)

@@ -31,6 +31,7 @@ ZERO_IS_FINE = {
     "injector.blocks": "the first block",
     "train.updates": "the start as it is",
     "train.condition_dropout": "none",
+    "train.image_share": "none",
     "optimizer.betas": "no momentum",
     "optimizer.ema": "no average",
     "optimizer.clip": "none",
