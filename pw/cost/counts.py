@@ -127,14 +127,6 @@ def parameters(backbone: options.Wan, injector: Injector) -> int:
     return stock + stride + injector_parameters(injector, backbone)
 
 
-def lora_parameters(lora: options.Lora | None, backbone: options.Wan) -> int:
-    """Parameters of low-rank adapters, r (in + out) for each layer: 4 r D for a target of both attentions, r (D + f)."""
-    if lora is None:
-        return 0
-    d, f = backbone.width, backbone.ffn_dim
-    return backbone.num_layers * lora.rank * sum(d + f if name.startswith("ffn") else 4 * d for name in lora.targets)
-
-
 def text_encoder_parameters() -> int:
     """Parameters of UMT5-XXL's encoder: 5.68e9, a fifth of them in the token embedding."""
     attention = 4 * UMT5_WIDTH**2 + UMT5_HEADS * UMT5_BUCKETS  # each layer has its own position bias
@@ -199,15 +191,6 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         embeddings=embeddings,
         injector=extra,
     )
-
-
-def lora_flops(lora: options.Lora | None, backbone: options.Wan, tokens: int, text_tokens: int) -> Flops:
-    """FLOPs that low-rank adapters, not merged, add to an evaluation; of a text its keys and values have adapters."""
-    if lora is None:
-        return Flops()
-    of_text = 2 * backbone.width * sum(name in ("to_k", "to_v") for name in lora.targets)
-    of_text *= backbone.num_layers * lora.rank
-    return Flops(linear=2 * (tokens * (lora_parameters(lora, backbone) - of_text) + text_tokens * of_text))
 
 
 def stage_flops(run: Run, size: float = 1.0) -> Flops:
@@ -362,7 +345,7 @@ def unshared_bytes(backbone: options.Wan, tokens: int, precision: Precision, con
 def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
     """Bytes that one block saves for its backward without checkpointing.
 
-    L (b (10 D + 2 f) + 48 D), or L (b (7 D + f) + 36 D) with frozen weights (`lora_saved_bytes` on top): inputs of the linear layers and attention
+    L (b (10 D + 2 f) + 48 D), or L (b (7 D + f) + 36 D) with frozen weights: inputs of the linear layers and attention
     in b bytes, inputs of the norms and modulations in fp32. Fake tensors; error below 0.5 %.
     """
     b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
@@ -384,24 +367,6 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
     if trainable != "all":
         return max(tokens * (b * (4 * d + f) + 58.4 * d), saved + tokens * 2 * b * f)
     return max(tokens * (b * (7 * d + 2 * f) + 68.5 * d), saved + tokens * b * f)
-
-
-def lora_saved_bytes(lora: options.Lora | None, backbone: options.Wan, tokens: int, precision: Precision) -> float:
-    """Bytes that low-rank adapters add to what one block saves for its backward, and to the peak of that backward.
-
-    L b times: D for the input of queries, keys and values, D for that of the other attention's queries, D and f for
-    those of the two FFN layers, r for each layer's A x. Fake tensors: equal for what is saved, up to 1 % less for the
-    peak. Dropout adds a mask of a byte and a masked input in b bytes for each layer, and numbers to draw (assumed).
-    """
-    if lora is None:
-        return 0
-    b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
-    inputs = {"to_q": [d, d], "to_k": [d], "to_v": [d], "to_out.0": [d, d], "ffn.net.0.proj": [d], "ffn.net.2": [f]}
-    layers = [length for name in lora.targets for length in inputs[name]]
-    saved = d * any(name in ("to_q", "to_k", "to_v") for name in lora.targets) + d * ("to_q" in lora.targets)
-    saved += d * ("ffn.net.0.proj" in lora.targets) + f * ("ffn.net.2" in lora.targets) + lora.rank * len(layers)
-    dropout = (1 + b) * sum(layers) + (4 + b) * max(layers) if lora.dropout else 0
-    return tokens * (b * saved + dropout)
 
 
 def injector_saved_bytes(

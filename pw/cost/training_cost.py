@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pw.cost import counts
 from pw.cost.codec_cost import codec_bytes, codec_flops
 from pw.cost.counts import BYTES, Flops, Moment, Part
+from pw.cost.lora_cost import lora_flops, lora_parameters, lora_saved_bytes
 from pw.cost.rates import Rates
 from pw.io.arguments import ConfigError
 from pw.parallel.team import Share
@@ -100,11 +101,11 @@ def share_of_update(train: Train, shares: int) -> float:
 
 def network_parameters(run: Run) -> int:
     """Parameters of the network in training, with its low-rank adapters."""
-    return counts.parameters(run.backbone, run.injector) + counts.lora_parameters(run.train.low_rank, run.backbone)
+    return counts.parameters(run.backbone, run.injector) + lora_parameters(run.train.low_rank, run.backbone)
 
 
 def network_bytes(run: Run) -> int:
-    """Bytes of these parameters: fp32, but beside low-rank adapters the frozen layers are in bf16 with precision=bf16."""
+    """Bytes of these parameters: fp32, but with precision=bf16 the layers beside low-rank adapters are in bf16."""
     layers = run.backbone.num_layers * counts.layer_parameters(run.backbone)
     is_lower = run.train.low_rank is not None and run.train.precision == "bf16"
     return 4 * network_parameters(run) - (2 * layers if is_lower else 0)
@@ -113,7 +114,7 @@ def network_bytes(run: Run) -> int:
 def trained_parameters(run: Run) -> int:
     """Parameters with a gradient. The stride embedding is frozen under `objective=flow`  (D18)."""
     count = counts.injector_parameters(run.injector, run.backbone)
-    count += counts.lora_parameters(run.train.low_rank, run.backbone)
+    count += lora_parameters(run.train.low_rank, run.backbone)
     if run.train.trainable == "all":
         count += counts.transformer_parameters(run.backbone)
     if run.objective.trains_strides:
@@ -134,7 +135,7 @@ def update_flops(run: Run) -> tuple[Flops, Flops]:
     if run.train.trainable != "all":
         flow = replace(flow, linear=flow.linear - forward.linear)
     tokens = round(sum(counts.stage_tokens(run, size) for size in sizes) / len(sizes))
-    adapters = counts.lora_flops(run.train.low_rank, run.backbone, tokens, run.backbone.text_tokens)
+    adapters = lora_flops(run.train.low_rank, run.backbone, tokens, run.backbone.text_tokens)
     return flow + adapters * forwards, flow + forward * run.target_evaluations + adapters * (
         forwards + run.target_evaluations
     )
@@ -217,7 +218,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
     # freed block by block
     block = counts.block_parameters(backbone)
     pair = 2 * BYTES[precision] * block  # this block and the next, or the gradient of this block
-    adapters = counts.lora_saved_bytes(train.low_rank, backbone, length, precision)
+    adapters = lora_saved_bytes(train.low_rank, backbone, length, precision)
     if gpus > 1:
         casts = pair
     elif train.low_rank is not None:  # what is frozen is in bf16 already

@@ -219,8 +219,8 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "quality": request.quality,
         "decode": decode_entry(request),
         "weights": None if request.weights is None else str(request.weights),
-        "anchor": _stage_entry(request.anchor, request.anchor_source),
-        "hires": _stage_entry(run, request.hires_source),
+        "anchor": _stage_entry(request.anchor, request.anchor_source, request.anchor_loras),
+        "hires": _stage_entry(run, request.hires_source, request.hires_loras),
         "anchor_from": None if prompt.anchor is None else str(prompt.anchor),
         "identity": request.identity,
         "seconds": request.seconds.get(prompt.name, {}),
@@ -239,10 +239,11 @@ def decode_entry(request: GenerationRequest) -> dict[str, Any]:
     return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 
 
-def _stage_entry(run: Run, source: str) -> dict[str, Any]:
+def _stage_entry(run: Run, source: str, loras: Sequence[tuple[Path, float]]) -> dict[str, Any]:
     grid = run.grid()
     return {
         "weights": source,
+        "lora": [{"file": str(path), "scale": scale} for path, scale in loras],
         "signature": run.signature,
         "steps": run.sampling.num_steps,
         "timesteps": [round(float(t), 3) for t in grid],

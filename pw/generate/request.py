@@ -45,6 +45,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _scales(text: str) -> tuple[float, ...]:
+    read = number(-100, 100, float)
+    # six digits, as the words of a call to other processes have them (`to_words`)
+    return tuple(float(f"{read(part.strip()):g}") for part in text.strip("[]").split(","))
+
+
 @dataclass(frozen=True)
 class GenerateOptions:
     """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
@@ -58,6 +64,10 @@ class GenerateOptions:
     weights: str | None = option(
         None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_path
     )
+    lora: tuple[Path, ...] = option((), "LoRAs for stage II: FILE or [FILE,FILE], .safetensors")
+    lora_scale: tuple[float, ...] = option((), "of each, e.g. [1,0.5]; 1 by default", read=_scales)
+    anchor_lora: tuple[Path, ...] = option((), "LoRAs for stage I", key="anchor.lora")
+    anchor_lora_scale: tuple[float, ...] = option((), "of each", read=_scales, key="anchor.lora_scale")
     anchors_from: Path | None = option(None, "the `out` of an earlier call, whose anchors are used")
     out: Path | None = option(None, "outputs/generated/SCALE by default")
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
@@ -83,7 +93,8 @@ class Prompt:
 class GenerationRequest:
     """One checked call: prompts, stages, weights and output folder.
 
-    hires, anchor    stage II and stage I; `*_source`: where their weights come from
+    hires, anchor    stage II and stage I; `*_source`: where their weights come from; `*_loras`: (file, scale) of LoRAs
+                     that are merged into these
     weights          folder of Wan's weights, None for random weights
     seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, recorded while videos are made
     """
@@ -95,6 +106,8 @@ class GenerationRequest:
     anchor_source: str
     weights: Path | None
     out: Path
+    hires_loras: tuple[tuple[Path, float], ...] = ()
+    anchor_loras: tuple[tuple[Path, float], ...] = ()
     prompts: list[Prompt] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -127,7 +140,11 @@ class GenerationRequest:
         decode = [codec.decoder, codec.side, codec.overlap]  # tiles have seams
         if codec.decoder_file is not None:
             decode.append(fingerprint(Path(codec.decoder_file)))
-        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, devices, decode], 16)
+        parts = [self.hires.signature, self.anchor.signature, sources, base, negative, devices, decode]
+        if self.hires_loras or self.anchor_loras:
+            stages = (self.anchor_loras, self.hires_loras)
+            parts.append([[(fingerprint(path), scale) for path, scale in loras] for loras in stages])
+        return digest(parts, 16)
 
     def video(self, prompt: Prompt) -> Path:
         """The video file of a prompt: .mp4, .mkv if lossless, .png for a single frame."""
@@ -227,6 +244,8 @@ def make_request(
     if options.lossless and options.quality is not None:
         raise ConfigError(f"quality={options.quality}: is for H.264, lossless=true writes FFV1; leave one out")
     texts = _read_prompts(options)
+    loras = _loras("", options.lora, options.lora_scale)
+    anchor_loras = _loras("anchor.", options.anchor_lora, options.anchor_lora_scale)
     weights = None if options.weights == "random" else locate(options.weights)
     if weights is not None:
         check(weights, ("transformer", "vae", "text_encoder", "tokenizer"))
@@ -243,7 +262,7 @@ def make_request(
     check_memory(hires, anchor)
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
-    request = GenerationRequest(options, hires, anchor, *sources, weights, out)
+    request = GenerationRequest(options, hires, anchor, *sources, weights, out, loras, anchor_loras)
     request.prompts = named_prompts(request, texts)
     has_casts = "fp8" in (hires.trainer.storage, anchor.trainer.storage)
     if hires.trainer.compile is None and not has_casts and pays_to_compile(request):
@@ -251,6 +270,20 @@ def make_request(
     announce(request)
     _check_weights(request)
     return request
+
+
+def _loras(prefix: str, files: tuple[Path, ...], scales: tuple[float, ...]) -> tuple[tuple[Path, float], ...]:
+    """(file, scale) of each LoRA. Raises ConfigError for a file that is not there, or another number of scales."""
+    for file in files:
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise ConfigError(
+                f"{prefix}lora={file}: {'is no' if file.exists() else 'there is no such'} .safetensors file"
+            )
+    if scales and len(scales) != len(files):
+        raise ConfigError(
+            f"{prefix}lora_scale={list(scales)}: {len(scales)} scales for {len(files)} files; give each one"
+        )
+    return tuple(zip(files, scales or (1.0,) * len(files), strict=True))
 
 
 def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
@@ -301,7 +334,8 @@ def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
 
 
 def _check_weights(request: GenerationRequest) -> None:
-    """Raises ValueError if an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
+    """Raises ValueError if an attention kernel is missing, weights do not fit, or a prompt is too long."""
+    from pw.nn.lora import check_loras
     from pw.nn.networks import check_checkpoint, check_kernel
     from pw.nn.tiny_decoder import sizes_of
 
@@ -309,6 +343,11 @@ def _check_weights(request: GenerationRequest) -> None:
         check_kernel(network_of(run), request.device)
         if source not in ("base", "random"):
             check_checkpoint(network_of(run), Path(source))
+    for prefix, loras in (("", request.hires_loras), ("anchor.", request.anchor_loras)):
+        try:
+            check_loras(request.hires.backbone, loras)
+        except ValueError as error:
+            raise ConfigError(f"{prefix}lora={error}") from error
     codec: Any = request.hires.codec
     if codec.decoder_file is not None:
         sizes_of(Path(codec.decoder_file), codec.channels)

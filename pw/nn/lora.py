@@ -143,10 +143,11 @@ def merged(state: Mapping[str, Tensor], lora: options.Lora) -> dict[str, Tensor]
         if ".lora_" in key:
             continue
         module, _, leaf = key.rpartition(".")
+        weight = value.float()
         if module.endswith(".base_layer") and leaf == "weight":
             down, up = (state[f"{module.removesuffix('.base_layer')}.lora_{x}.{ADAPTER}.weight"] for x in "AB")
-            value = value.float() + lora.scaling * (up @ down)
-        result[key.replace(".base_layer.", ".")] = value.float()
+            weight = weight + lora.scaling * (up @ down)
+        result[key.replace(".base_layer.", ".")] = weight
     return result
 
 
@@ -156,7 +157,8 @@ def lora_file_state(state: Mapping[str, Tensor], lora: options.Lora) -> dict[str
     Their scale alpha / rank is in B, so that a reader which knows none takes them at 1, as they were trained.
     """
     return {
-        PREFIX + key.removeprefix("dit.").replace(f".{ADAPTER}.", "."): value * (lora.scaling if ".lora_B." in key else 1)
+        PREFIX + key.removeprefix("dit.").replace(f".{ADAPTER}.", "."): value
+        * (lora.scaling if ".lora_B." in key else 1)
         for key, value in state.items()
         if ".lora_" in key
     }

@@ -341,8 +341,8 @@ class _Reader:
             case ast.If() if _is_type_checking(node.test):
                 return self.node(node.orelse, scope)
             case ast.Expr(value=ast.Call(func=ast.Name() as function)) if (
-                (tokens := self.reference(function, scope)) is not None and isinstance(tokens[0], Ref)
-            ):
+                tokens := self.reference(function, scope)
+            ) is not None and isinstance(tokens[0], Ref):
                 return [Call(f"{tokens[0]}()", self.fields(node, scope))]
             case ast.Call(func=ast.Name(id=name), args=[value, kind]) if name in BUILTIN_TESTS and name not in scope:
                 return [name, *self.node(value, scope), *_names(kind)]

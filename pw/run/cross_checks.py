@@ -213,15 +213,17 @@ def _check_lora(run: Run) -> None:
     if lora is None:
         for override in run.config.overrides:
             if override.startswith("train.lora."):
-                raise ConfigError(f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora")
+                raise ConfigError(
+                    f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora"
+                )
         return
     with as_config_error():
         lora.check(run.backbone)
     if lora.dropout and (run.trainer.context > 1 or run.trainer.compile):
         key = "context" if run.trainer.context > 1 else "compile"
         raise ConfigError(
-            f"train.lora.dropout={lora.dropout:g}: with trainer.{key}={getattr(run.trainer, key)} its masks would not be "
-            "those of one process; set it to 0"
+            f"train.lora.dropout={lora.dropout:g}: with trainer.{key}={getattr(run.trainer, key)} its masks would not "
+            "be those of one process; set it to 0"
         )
 
 

@@ -11,7 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from pw.cost.training_cost import checkpoint_copy_bytes, network_bytes, network_parameters, offloaded_bytes, trained_parameters
+from pw.cost.training_cost import (
+    checkpoint_copy_bytes,
+    network_bytes,
+    network_parameters,
+    offloaded_bytes,
+    trained_parameters,
+)
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space, check_writable
