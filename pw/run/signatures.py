@@ -52,8 +52,8 @@ PLACEMENT_CODE = {
     "pw.nn.codec.channels_last",
 }
 # Calls that do nothing unless low-rank adapters are trained, or LoRAs are given to `pw generate`.
-LORA_CALLS = {"pw.nn.lora.add_lora()", "pw.nn.lora.train_lora()", "pw.nn.lora.seed_dropout()"}
-MERGE_CALLS = {"pw.nn.lora.merge_loras()"}
+LORA_CALLS = frozenset({"pw.nn.lora.add_lora()", "pw.nn.lora.train_lora()", "pw.nn.lora.seed_dropout()"})
+MERGE_CALLS = frozenset({"pw.nn.lora.merge_loras()"})
 # Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
 PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
