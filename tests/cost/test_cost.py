@@ -515,20 +515,19 @@ class TestMemory:
         # the injector's norms are fp32 in training (autocast) and bf16 here: up to 4 L D b too much
         assert -0.03 < planned / measured - 1 < 0.12
 
-    @pytest.mark.parametrize(
-        "targets", [options.Lora.TARGETS, ("to_q",), ("to_k",), options.Lora.TARGETS[:4], ("ffn.net.2",)]
-    )
+    @pytest.mark.parametrize("targets", [options.Lora.TARGETS, ("to_q",), ("ffn.net.2",)])
     def test_of_low_rank_adapters_is_that_of_the_module(self, targets: tuple[str, ...]) -> None:
         choice, length = options.Wan((1, 2, 2), 2, 96, 48, 896, 4, 32, 4, 64, 64), 8 * 32 * 32
-        lora, deeper = options.Lora(16, 16, targets, 0), dataclasses.replace(choice, num_layers=6)
+        lora, injector = options.Lora(16, 16, targets, 0), options.Injector("scalar", (1,), 0.25, 16)
         adapters = lora_saved_bytes(lora, choice, length, "bf16")
-        four, six = (
-            alive(c, None, torch.bfloat16, train="lora", lora=lora, checkpoint=False) for c in (choice, deeper)
+        deeper = dataclasses.replace(choice, num_layers=5)
+        four, five = (
+            alive(c, injector, torch.bfloat16, train="lora", lora=lora, checkpoint=False) for c in (choice, deeper)
         )
-        saved = saved_block_bytes(choice, length, "bf16", "lora") + adapters
-        assert saved == pytest.approx((six - four) / 2, rel=0.01)
-        measured = alive(choice, None, torch.bfloat16, train="lora", lora=lora)
+        assert saved_block_bytes(choice, length, "bf16", "lora") + adapters == pytest.approx(five - four, rel=0.01)
+        measured = alive(choice, injector, torch.bfloat16, train="lora", lora=lora)
         planned = 4 * length * 192 * 2 + block_backward_bytes(choice, length, "bf16", "lora") + adapters
+        planned += injector_saved_bytes(injector, choice, length, "bf16")
         assert -0.03 < planned / measured - 1 < 0.12
 
     def test_of_the_injector_is_that_of_the_module(self) -> None:
