@@ -108,6 +108,10 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
     path = Path(value).expanduser()
     if not path.exists():
         raise ConfigError(f"{stage}={value}: no such file, folder or signature")
+    if (path / "pytorch_lora_weights.safetensors").exists() and not (path / "transformer").exists():
+        raise ConfigError(
+            f"{stage}={value}: an export of adapters alone; `pw export run=… merge=true` writes all weights"
+        )
     training = path if path.is_dir() else path.parent
     if training.absolute().parent.name == "train" and (training / "done.json").exists():
         weights_of(training, WEIGHTS if path.is_dir() else path.name)

@@ -28,6 +28,7 @@ def cross_check(run: Run) -> None:
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
+    _check_lora(run)
     check_objective(run)
     _check_guidance(run)
     _check_sizes_and_init(run)
@@ -212,6 +213,26 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError(f"{degradation_overrides[0]}: with injector=none there is no anchor to degrade; leave it out")
     if run.train.trainable == "adapters" and not isinstance(run.injector, options.Injector):
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
+
+
+def _check_lora(run: Run) -> None:
+    """Low-rank adapters have settings where they are trained; their dropout is the same in every arrangement."""
+    lora = run.train.low_rank
+    if lora is None:
+        for override in run.config.overrides:
+            if override.startswith("train.lora."):
+                raise ConfigError(
+                    f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora"
+                )
+        return
+    with as_config_error():
+        lora.check(run.backbone)
+    if lora.dropout and (run.trainer.context > 1 or run.trainer.compile):
+        key = "context" if run.trainer.context > 1 else "compile"
+        raise ConfigError(
+            f"train.lora.dropout={lora.dropout:g}: with trainer.{key}={getattr(run.trainer, key)} its masks would not "
+            "be those of one process; set it to 0"
+        )
 
 
 def _check_guidance(run: Run) -> None:

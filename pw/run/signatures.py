@@ -51,6 +51,9 @@ PLACEMENT_CODE = {
     *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of", "pw.nn.placement.offload_blocks"),
     "pw.nn.codec.channels_last",
 }
+# Calls that do nothing unless low-rank adapters are trained, or LoRAs are given to `pw generate`.
+LORA_CALLS = frozenset({"pw.nn.lora.add_lora()", "pw.nn.lora.train_lora()", "pw.nn.lora.seed_dropout()"})
+MERGE_CALLS = frozenset({"pw.nn.lora.merge_loras()"})
 # Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = (
     *("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates"),
@@ -87,7 +90,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
     with_class_names  keep the class names of strategies; otherwise the hash of their code identifies them
     """
     values = {k: v for k, v in run.typed_values.items() if k not in NOT_TRAINING | {"start"}}
-    values["train"] = {k: v for k, v in values["train"].items() if k != "checkpoint_every"}
+    unused = {"checkpoint_every"} if run.train.low_rank else {"checkpoint_every", "lora"}
+    values["train"] = {k: v for k, v in values["train"].items() if k not in unused}
     if run.train.updates == 0:  # the weights are those of the start
         values.pop("optimizer")
     values["scale"] = {k: v for k, v in values["scale"].items() if k not in NOT_SCALE}
@@ -158,6 +162,7 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
     exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
     exclude |= {"pw.nn.sparse_attention.SparseMask"} if run.attention is None else set()
     exclude |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
+    exclude |= MERGE_CALLS if run.train.low_rank else MERGE_CALLS | LORA_CALLS
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *extra]
     return code_hash(tuple(roots), frozenset(exclude | PLACEMENT_CODE | unused))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,8 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     from safetensors.torch import load_file
 
     silence_libraries()
-    module = stage_module(run)
+    # low-rank adapters are merged in its weights
+    module = stage_module(replace(run, train=replace(run.train, trainable="all")))
     path = weights_of(training_folder(run, outputs))
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     if run.text is not None:  # one network of 5e9 weights, not two

@@ -28,6 +28,7 @@ from pw.method.path import Velocity
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
+from pw.nn.lora import add_lora, seed_dropout, train_lora
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
@@ -144,6 +145,7 @@ class Stage(L.LightningModule, ABC):
             with torch.device("meta"):
                 self.net = Backbone(self.run.backbone, self.run.injector, attention=self.run.attention)
         self.net.set_trainable(self.run.train.trainable)
+        train_lora(self.net, self.run.train.low_rank, self.run.seed, self.run.train.precision)
         if not self.run.objective.trains_strides:  # from stride 0 alone it would learn a constant, wrong elsewhere
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
@@ -176,6 +178,7 @@ class Stage(L.LightningModule, ABC):
             net = Backbone(self.run.backbone, self.run.injector, dit, self.run.attention)
         if self.start is not None:
             load_start(net, self.start)
+        add_lora(net, self.run.train.low_rank, self.run.seed)
         return net
 
     @abstractmethod
@@ -246,6 +249,7 @@ class Stage(L.LightningModule, ABC):
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index, self.share)
+        seed_dropout(self.net, draws)
         with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
             data, condition = self.prepare(clips, draws, draws.size(self.run.train.sizes))
         null_text, train = self.null_text(clips), self.run.train

@@ -139,12 +139,14 @@ def write_samples(module: Any, clips: HeldOut, count: int, folder: Path, *, writ
 
     writes  whether this process writes the files
     """
-    real = folder.with_name("real")
+    real, train = folder.with_name("real"), module.run.train
+    in_bf16 = train.low_rank is not None and train.precision == "bf16"  # as the frozen weights are
     for index in range(min(count, len(clips))):
         data, condition, noise, _ = clips.batch([index], module.device)
         noises = noise_of_phases(module.run, noise[0], SEED, index, SAMPLES)
         noises = [part[None].to(module.device) for part in noises]
-        latents = {folder: module.sample(noises, condition, module.text(1))}
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+            latents = {folder: module.sample(noises, condition, module.text(1))}
         if not (real / f"clip-{index}.mp4").exists():
             latents[real] = data
         for target, latent in latents.items():

@@ -269,6 +269,10 @@ CHANGES_WEIGHTS = {
     "train.precision": "train.precision=bf16",
     "train.condition_dropout": "train.condition_dropout=0.2",
     "train.trainable": "train.trainable=adapters",
+    "train.lora.rank": "train.trainable=lora train.lora.rank=4",
+    "train.lora.alpha": "train.trainable=lora train.lora.alpha=4",
+    "train.lora.targets": "train.trainable=lora train.lora.targets=[to_q]",
+    "train.lora.dropout": "train.trainable=lora train.lora.dropout=0.1",
     "train.checkpoint_activations": "train.checkpoint_activations=true",
     "optimizer.lr": "optimizer.lr=1e-3",
     "optimizer.betas": "optimizer.betas=[0.9,0.999]",
@@ -575,6 +579,12 @@ WRONG = [
     ("injector=none anchors=generated", ["anchors=generated", "injector=none", "reference"]),
     ("injector=none degradation=flawed", ["degradation=flawed", "injector=none", "no anchor"]),
     ("injector=none train.trainable=adapters", ["train.trainable=adapters", "injector=gated"]),
+    ("train.lora.rank=4", ["train.lora.rank=4", "train.trainable=all", "train.trainable=lora"]),
+    ("train.trainable=lora train.lora.targets=[to_q,to_x]", ["train.lora.targets", "to_x", "to_out.0", "ffn.net.2"]),
+    ("train.trainable=lora train.lora.targets=[]", ["train.lora.targets=[]", "to_q"]),
+    ("train.trainable=lora train.lora.rank=999", ["train.lora.rank=999", "the layers have rank", "lower"]),
+    ("train.trainable=lora train.lora.dropout=1", ["train.lora.dropout=1", "0.9"]),
+    ("train.trainable=lora train.lora.dropout=0.1 trainer.compile=true", ["train.lora.dropout", "compile", "0"]),
     # guidance that would do nothing
     ("guidance=on", ["guidance.drop=text", "change nothing", "guidance.drop=text_and_anchor"]),
     # what would change nothing

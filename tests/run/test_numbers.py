@@ -24,7 +24,10 @@ NEVER = (10**23, float("nan"), float("inf"), 1e308)
 HUGE_IS_FINE = {"optimizer.lr": "the loss is not finite at once, which is named with its batch"}
 # Key -> what a number below zero means there.
 NEGATIVE_IS_FINE = {"step_sampler.beta": "long strides are drawn less often"}
-OPTIONS_NEGATIVE_IS_FINE = {"power correlation": "between arms"}
+OPTIONS_NEGATIVE_IS_FINE = {
+    "power correlation": "between arms",
+    **{f"{verb}lora_scale": "the opposite" for verb in ("generate ", "generate anchor.")},
+}
 ZERO_IS_FINE = {
     "seed": "the first",
     "scale.injector_blocks": "the first block",
