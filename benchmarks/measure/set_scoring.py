@@ -2,9 +2,10 @@
 
     pw score what=sets DIR [DIR …] real=DIR [features=videomae weights=PATH out=sets.json …]
 
-A row is a set, never a video: these values have a table and a file of their own, so that nothing averages them with values
-of videos or pairs them over videos. The features of a video are cached by its content and the network; a killed call
-continues with its unfinished video. One video is in memory at a time, and of it only the small pictures of its middle.
+A row is a set, never a video: these values have a table and a file of their own, so that nothing averages them with
+values of videos or pairs them over videos. The features of a video are cached by its content and the network; a killed
+call continues with its unfinished video. One video is in memory at a time, and of it only the small pictures of its
+middle.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ class SetScoring:
             else:
                 result.rows[name], result.facts[name] = entry
         pace = Pace()
+        if missing and self.network:  # loaded now, so that it does not count as the first video's time
+            pace.restart()
         for done, (name, path, before) in enumerate(missing, 1):
             self._measure(result, name, path, before)
             left = pace.time_left(done, len(missing))
@@ -149,14 +152,13 @@ class SetScoring:
         return result
 
     def _measure(self, result: FeatureSet, name: str, path: Path, before: tuple[int, ...]) -> None:
+        from benchmarks.metrics.set_features import first_frame
         from pw.io.video import iter_frames, probe
 
         network = self.network
         reason = ""
         try:
             info = probe(path)
-            from benchmarks.metrics.set_features import first_frame
-
             first = first_frame(info.frames, network.frames)
             clip = islice(iter_frames(path), first, first + network.frames)
             row = network.features(clip, self.options.antialias)
@@ -253,7 +255,7 @@ def compare(scoring: SetScoring, real: FeatureSet, generated: FeatureSet) -> lis
         row = {"set": str(generated.folder), "real": str(real.folder), "metric": name, **asdict(result)}
         row |= {"notes": [*result.notes, *notes], "n_real": len(real.rows), "n_generated": len(generated.rows)}
         row |= {"dimensions": of_real.shape[1], "seed": options.seed, **scoring.protocol}
-        row["code"] = [row["code"], code_hash((f"benchmarks.metrics.set_distance.{distance.compute.__name__}",))]
+        row["distance_code"] = code_hash(("benchmarks.metrics.set_distance.DISTANCES",))
         row["weights"] = {"sha256": scoring.weights_sha256, "published": scoring.is_published}
         row["videos"] = {"real": _set_hash(real), "generated": _set_hash(generated)}
         rows.append(row)
@@ -278,11 +280,12 @@ def _differences(real: FeatureSet, generated: FeatureSet) -> list[str]:
         }
         for side in (real, generated)
     ]
-    return [
-        f"{what} differ and are measured, too: {', '.join(values[0][what][:4])} real, {', '.join(values[1][what][:4])} generated"
-        for what in ("rates", "aspects")
-        if values[0][what] != values[1][what]
-    ]
+    notes = []
+    for what in ("rates", "aspects"):
+        of_real, of_generated = (", ".join(side[what][:4]) for side in values)
+        if of_real != of_generated:
+            notes.append(f"{what} differ, which is measured, too: real {of_real}; generated {of_generated}")
+    return notes
 
 
 def show(rows: Sequence[Mapping[str, Any]], sets: Sequence[FeatureSet]) -> None:

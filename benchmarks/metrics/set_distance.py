@@ -4,8 +4,8 @@
     KVD = mean k(x, x') + mean k(y, y') - 2 mean k(x, y),  k(a, b) = (a . b / D + 1)^3
           over pairs of different videos: the unbiased estimate of MMD^2  (Gretton et al. 2012; Binkowski et al. 2018)
 
-With centred features A^T A = S1 and B^T B = S2, tr (S1 S2)^(1/2) is the sum of the singular values of A B^T: there is no
-square root of a matrix, and no jitter where there are fewer videos than features.
+With centred features A^T A = S1 and B^T B = S2, tr (S1 S2)^(1/2) is the sum of the singular values of A B^T: there is
+no square root of a matrix, and no jitter where there are fewer videos than features.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def frechet(real: Features, generated: Features) -> float:
 def _root(features: Features) -> Features:
     """A [min(N, D), D] with A^T A = the covariance of [N, D]."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    return centred if len(centred) <= centred.shape[1] else np.linalg.qr(centred, mode="r")
+    return centred if len(centred) <= centred.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def kernel_distance(real: Features, generated: Features) -> float:

@@ -1,14 +1,15 @@
 """Features of a clip for distances between sets: I3D as FVD takes it, or VideoMAE.
 
-The clip is the middle of the video: consecutive frames at the video's own rate, each resized to the network's square, which
-changes the aspect, by bilinear interpolation. `antialias` filters what the small picture cannot hold; the published
-implementations do not, which matters little from 256 px and much from 2K. RGB in [0, 1].
+The clip is the middle of the video: consecutive frames at the video's own rate, each resized to the network's square,
+which changes the aspect, by bilinear interpolation. `antialias` filters what the small picture cannot hold; the
+published implementations do not, which matters little from 256 px and much from 2K. RGB in [0, 1].
 
-    i3d        400 logits of Kinetics-400 (Carreira and Zisserman 2017), the TorchScript port of StyleGAN-V's authors, from
-               16 frames of 224 px in [-1, 1]
-    videomae   the mean over tokens of VideoMAE, normalised where it was fine-tuned. The published file, ViT-g of VideoMAE v2
-               fine-tuned on Something-Something v2, has 1408 features of 16 frames of 224 px in [0, 1]: those of the
-               content-debiased FVD (Ge et al. 2024). A folder of transformers brings sizes, mean and deviation with it.
+    i3d        400 logits of Kinetics-400 (Carreira and Zisserman 2017) from 16 frames of 224 px in [-1, 1], by the
+               TorchScript port of StyleGAN-V's authors
+    videomae   the mean over tokens of VideoMAE, normalised where it was fine-tuned. The published file, ViT-g of
+               VideoMAE v2 fine-tuned on Something-Something v2, has 1408 features of 16 frames of 224 px in [0, 1]:
+               those of the content-debiased FVD (Ge et al. 2024). A folder of transformers brings sizes, mean and
+               deviation with it.
 """
 
 from __future__ import annotations
@@ -156,9 +157,9 @@ def _published(path: Path) -> tuple[Any, list[float], list[float]]:
             num_attention_heads=HEADS,
             intermediate_size=hidden.shape[0],
             layer_norm_eps=1e-6,
-            num_labels=state["head.weight"].shape[0],
+            id2label={i: str(i) for i in range(len(state["head.weight"]))},
         )
-        network = VideoMAEForVideoClassification(config)
+        network: Any = VideoMAEForVideoClassification(config)
         network.load_state_dict({name: value.float() for name, value in _renamed(state).items()})
         network.fc_norm.eps = 1e-6
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:

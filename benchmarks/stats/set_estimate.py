@@ -1,13 +1,13 @@
 """A distance of two sets of videos: its value, what it tends to with more videos, and intervals of both.
 
-**The bias.** A Frechet distance of N videos is too large by about c / N. Chong and Forsyth (2020) draw subsets of several
-sizes and extend the line over 1/N to 0. Here both sets are thinned alike, so that the line covers the bias of both. It is a
-line only where the smallest subset still has more videos than features.
+**The bias.** A Frechet distance of N videos is too large by about c / N. Chong and Forsyth (2020) draw subsets of
+several sizes and extend the line over 1/N to 0. Here both sets are thinned alike, so that the line covers the bias of
+both. It is a line only where the smallest subset still has more videos than features.
 
-**The interval.** A bootstrap draws videos twice, which is as if there were fewer: its values lie above the distance, and
-their percentiles cover the truth in 0 to 4 of 100 cases (D127). So half of the videos are drawn, without repetition: the
-spread of the values of halves estimates that of the whole (the delete-half jackknife; Shao and Wu 1989), and the halves are
-the last point of the line. Videos of one prompt are drawn together, and so are the prompt's real videos.
+**The interval.** A bootstrap draws videos twice, which is as if there were fewer: its values lie above the distance,
+and their percentiles hardly ever cover it (D127). So half of the videos are drawn, without repetition: the spread of
+the values of halves estimates that of the whole (the delete-half jackknife; Shao and Wu 1989), and the halves are the
+last point of the line. Videos of one prompt are drawn together, and so are the prompt's real videos.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _values_of_subsets(
 
 
 class _Subsets:
-    """Random subsets of prompts, with the same share of those of real videos alone, of generated ones alone, of both."""
+    """Random subsets of prompts: the same share of those of real videos alone, of generated ones alone, of both."""
 
     def __init__(self, prompts: tuple[Sequence[Hashable], Sequence[Hashable]]) -> None:
         numbers = {name: i for i, name in enumerate(dict.fromkeys((*prompts[0], *prompts[1])))}
