@@ -85,7 +85,11 @@ VERBS = {
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
         {"metrics": "benchmarks.measure.metric_weights"},
     ),
-    "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
+    "score": Verb(
+        "benchmarks.measure.score",
+        "score videos: DIR metrics=mhd_mse,niqe out=scores.csv; what=sets: FVD, KVD",
+        {"sets": "benchmarks.measure.set_scoring"},
+    ),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),
     "compare": Verb("experiments.engine.compare.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
     "system": Verb("benchmarks.systems.system_command", "generate with another system: name=wan2_2_5b prompts=FILE"),

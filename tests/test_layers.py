@@ -86,7 +86,7 @@ DOORS = {
     "webdataset": ("pw/data/shard_index.py",),
     "av": ("pw/io/video.py", "pw/io/audio.py"),
     "diffusers": ("pw/nn", "benchmarks/systems"),
-    "transformers": ("pw/nn/text.py",),
+    "transformers": ("pw/nn/text.py", "benchmarks/metrics/set_features.py"),
     "huggingface_hub": ("pw/io", "pw/prepare", "benchmarks/measure"),
     "lightning": ("pw/stages", "pw/train", "pw/parallel", "pw/tracking"),
     "matplotlib": ("benchmarks/report",),

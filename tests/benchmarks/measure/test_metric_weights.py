@@ -185,6 +185,7 @@ class TestRegistry:
         assert [name for name, row in WEIGHTS.items() if row.group == "metrics"] == [
             *("alexnet", "niqe", "musiq_koniq", "dover")
         ]
+        assert [name for name, row in WEIGHTS.items() if row.group == "sets"] == ["i3d", "videomae"]
 
     @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in WEIGHTS.items()])
     def test_rows_are_whole(self, row: Weights) -> None:
