@@ -45,7 +45,10 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """Clips in pixels, float32 [B, 3, F, H, W] in [-1, 1], and the class that is the caption of each, [B]."""
+    """Clips in pixels, float32 [B, 3, F, H, W] in [-1, 1], and the caption of each as a number, [B].
+
+    Of procedural clips it is a class, of clips in shards a position in `ShardClips.captions`.
+    """
 
     pixels: Tensor
     label: Tensor

@@ -3,7 +3,8 @@
 <folder>/latents.json       source, settings and weights of the encoding; their digest is in the folder's name
 <folder>/empty.safetensors  `text` [length, D]: the empty prompt's embedding, for condition dropout
 <folder>/train-000000.tar   webdataset, one for each shard of video. bf16 <key>.safetensors: `latent` [C, F', h, w],
-                            `anchors` [n, C, F', h', w'], `text` [length, D]; <key>.json: caption and origin
+                            `anchors` [n, C, F', h', w'], `text` [length, D], of more captions `text_1` and so on;
+                            <key>.json: captions and origin
 <folder>/train-000000.json  the shard's record, written last: a shard without it is unfinished
 <folder>/.unfinished/       the encoded clips of unfinished shards, one file each
 """
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
-from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded_rng, unreadable
+from pw.data.shards import ClipPool, ClipReader, LazyList, choice, epoch_order, fits, seeded_rng, unreadable
 from pw.io.files import parse_json
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
@@ -34,6 +35,11 @@ ENDINGS = ("safetensors", "json")
 REMEDY = "encode it again: remove it and its .json, and call `make latents` as before"
 TRAINING_KEYS = ("noise", "noise_probability")  # of a degradation: drawn in every update, so not stored
 SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
+
+
+def text_name(number: int) -> str:
+    """The name of the embedding of a clip's caption."""
+    return f"text_{number}" if number else "text"
 
 
 def encoding_settings(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
@@ -128,7 +134,8 @@ class LatentClips:
             raise ShardError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
     def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
-        """Every clip comes once per epoch, in an order drawn from (seed, epoch), its anchor from (seed, position)."""
+        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its anchor, and which of its captions
+        it has, from (seed, position)."""
         positions = range(index * batch_size, (index + 1) * batch_size)
         latents, anchors, texts = zip(*(self._clip(seed, position) for position in positions), strict=True)
         return LatentBatch(torch.stack(latents), torch.stack(anchors), torch.stack(texts), self.null_text())
@@ -137,7 +144,9 @@ class LatentClips:
         epoch, place = divmod(position, len(self._train))
         encoded = self._train.take(epoch_order(len(self._train), seed, epoch), place)
         i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, position)))
-        return encoded["latent"].float(), encoded["anchors"][i].float(), padded(encoded["text"], self.text_tokens)
+        captions = sum(name.startswith("text") for name in encoded)
+        text = encoded[text_name(choice(captions, seed, position))]
+        return encoded["latent"].float(), encoded["anchors"][i].float(), padded(text, self.text_tokens)
 
     def passed_over(self) -> list[str]:
         return self._train.passed_over()
@@ -248,7 +257,8 @@ class EncodedClips(ClipPool["dict[str, Tensor]"]):
         path, key, parts = self.samples[i]
         try:
             tensors = _tensors(read_member(path, *parts["safetensors"]))
-            return {name: tensors[name] for name in ("latent", "anchors", "text")}
+            texts = [text_name(number) for number in range(max(1, len(tensors) - 2))]
+            return {name: tensors[name] for name in ("latent", "anchors", *texts)}
         except (ValueError, KeyError, OSError) as error:
             raise ShardError(f"{path}: cannot read {key!r} ({error}); {REMEDY}") from error
 

@@ -7,15 +7,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count as count_from
 from itertools import product
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from pw.data import Clips, Evaluation
-from pw.data.shard_index import REMEDY, ShardError, ShardIndex, shard_digest
+from pw.data import Clips, Evaluation, LabelledClips
+from pw.data.shard_index import REMEDY, ShardError, ShardIndex, StoredClip, shard_digest
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
@@ -55,10 +55,31 @@ class ShardClips:
     def fingerprint(self) -> str:
         return shard_digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its crop from (seed, position)."""
+    @property
+    def has_captions(self) -> bool:
+        """Whether any clip to train on has a caption."""
+        return self._train.has_captions
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """The empty prompt, then all different captions of both splits: `LabelledClips` has their positions."""
+        return "", *sorted({*self._train.captions(), *self._eval.captions()})
+
+    @cached_property
+    def _label(self) -> dict[str, int]:
+        return {caption: label for label, caption in enumerate(self.captions)}
+
+    def labels(self, captions: Sequence[str]) -> Tensor:
+        """The positions of captions of these clips in `captions`, int64."""
+        return torch.tensor([self._label[caption] for caption in captions])
+
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LabelledClips:
+        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its crop, and which of its captions it
+        has, from (seed, position)."""
         positions = range(index * batch_size, (index + 1) * batch_size)
-        return torch.stack([self._training_crop(seed, position) for position in positions])
+        crops, captions = zip(*(self._training_clip(seed, position) for position in positions), strict=True)
+        pixels = torch.stack(crops)
+        return LabelledClips(pixels, self.labels(captions)) if self.has_captions else pixels
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of held-out crops. Clips alternate between the sets, so that both have crops of all videos.
@@ -83,21 +104,27 @@ class ShardClips:
             return f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{passed_over}"
 
         def clips_of(crops: LazyList[_Crop]) -> Clips:
-            return Clips(count, lambda i: _cut(reader.read(crops[i].clip), crops[i].start, self._eval.crop))
+            return Clips(count, lambda i: _cut(reader.read(crops[i].clip).frames, crops[i].start, self._eval.crop))
 
-        return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note)
+        def captions() -> tuple[str, ...]:
+            if not self._eval.has_captions:
+                return ()
+            return tuple(next(iter(self._eval.captions_of(crop.clip)), "") for crop in sets[0].first(count))
+
+        return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note, captions)
 
     def passed_over(self) -> list[str]:
         return self._train.passed_over()
 
-    def _training_crop(self, seed: int, position: int) -> Tensor:
+    def _training_clip(self, seed: int, position: int) -> tuple[Tensor, str]:
         epoch, place = divmod(position, len(self._train))
-        frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        generator = seeded_rng(seed, position)
+        clip = self._train.take(epoch_order(len(self._train), seed, epoch), place)
+        frames, generator = clip.frames, seeded_rng(seed, position)
         crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
-        return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
+        caption = clip.captions[choice(len(clip.captions), seed, position)] if clip.captions else ""
+        return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop), caption
 
-    def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[Frames]) -> Iterator[_Crop]:
+    def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[StoredClip]) -> Iterator[_Crop]:
         """Endless crops: one of each clip, then more, then overlapping ones; `part` limits the tiles of each clip."""
         generator = seeded_rng(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
@@ -106,7 +133,7 @@ class ShardClips:
             for clip in (clips[i] for i in order):
                 if not reader.is_readable(clip):
                     continue
-                shape = reader.read(clip).shape
+                shape = reader.read(clip).frames.shape
                 if clip not in tiles:
                     tiles[clip] = _tiles(shape, self._eval.crop, seeded_rng(seed, "tiles", clip))[part]
                 if is_separate := turn < len(tiles[clip]):
@@ -209,8 +236,8 @@ class _Crop:
     is_separate: bool
 
 
-class _Pool(ClipPool[Frames]):
-    """The clips of a split, uint8 [F, H, W, 3], that are at least as large as the crop (frames, height, width)."""
+class _Pool(ClipPool[StoredClip]):
+    """The clips of a split that are at least as large as the crop (frames, height, width)."""
 
     def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
         self.index, self.crop = index, crop
@@ -227,8 +254,20 @@ class _Pool(ClipPool[Frames]):
             small = len(index) - len(self.ids)
             log.warning("%d of %d %s clips are smaller than the crop", small, len(index), index.split)
 
-    def read(self, i: int) -> Frames:
-        return self.index.read(i).frames
+    def read(self, i: int) -> StoredClip:
+        return self.index.read(i)
+
+    @property
+    def has_captions(self) -> bool:
+        return any("txt" in self.index.samples[i].members for i in self.ids)
+
+    def captions_of(self, i: int) -> tuple[str, ...]:
+        """The captions of the i-th clip."""
+        return self.index.captions(self.ids[i])
+
+    def captions(self) -> Iterator[str]:
+        """All captions of all clips; reads no frames."""
+        return (caption for i in range(len(self)) for caption in self.captions_of(i))
 
     def name(self, i: int) -> str:
         return self.index.samples[i].name
@@ -253,6 +292,11 @@ def seeded_rng(*parts: int | str) -> torch.Generator:
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=seeded_rng(seed, "epoch", epoch)).tolist()
+
+
+def choice(count: int, seed: int, position: int) -> int:
+    """Which of a clip's `count` captions the position in the order has, evenly drawn: a random stream of its own."""
+    return 0 if count < 2 else _randint(count, seeded_rng(seed, "caption", position))
 
 
 def _randint(high: int, generator: torch.Generator) -> int:

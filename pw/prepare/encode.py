@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
-from pw.data.shard_index import ShardError, manifest_entry, write_tar
+from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit, text_name
+from pw.data.shard_index import CAPTIONS, ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
 from pw.io.console import printable
@@ -119,9 +119,12 @@ def _encode_shard(
             except ShardError as error:
                 problems.append(str(error))
                 continue
-            content = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
+            content: dict[str, Any] = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
+            content |= {CAPTIONS: clip.captions} if len(clip.captions) > 1 else {}
             write_json(path.with_suffix(".json"), content)
-            _save(path, worker.clip(clip.frames, clip.key) | {"text": worker.text(clip.caption, folder / "text")})
+            captions = enumerate(clip.captions or ("",))
+            texts = {text_name(number): worker.text(caption, folder / "text") for number, caption in captions}
+            _save(path, worker.clip(clip.frames, clip.key) | texts)
             report.encoded += 1
             progress(name, report.encoded + report.existing, report.clips)
         if len(problems) < len(shard.ids):

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from pw.io.files import check_space, digest, parse_json
 from pw.io.progress import duration
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.nn.options import WanVAE
-from pw.prepare.forecast import WAN_FPS, data_command, manifest_settings
+from pw.prepare.forecast import WAN_FPS, data_command, manifest
 from pw.run.build import Run, build
 from pw.train.preflight import check_device
 
@@ -63,18 +63,23 @@ class VideoShard:
 
 @dataclass(frozen=True)
 class LatentSizes:
-    """Shapes of the tensors of an encoded clip; of the text, the largest, as its length differs."""
+    """Shapes of the tensors of an encoded clip; of the text, the largest, as its length differs.
+
+    captions  largest number that a clip has
+    """
 
     latent: tuple[int, int, int, int]
     anchor: tuple[int, int, int, int]
     anchors: int
     text: tuple[int, int]
     patch: tuple[int, int, int]
+    captions: int = 1
 
     @property
     def clip_bytes(self) -> int:
         """Largest size of a clip."""
-        return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + bf16_bytes(self.text)
+        texts = self.captions * bf16_bytes(self.text)
+        return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + texts
 
     def tokens(self, shape: tuple[int, int, int, int]) -> int:
         """Number of tokens of a latent in the network."""
@@ -150,6 +155,7 @@ def plan_encoding(options: LatentsOptions) -> Encoding:
     clip_sizes = sizes(run, options.anchors)
     urls = str(Path(options.urls or f"data/shards-{run.scale.name}").expanduser())
     shards, skipped_small = _read_shards(urls, options.splits, run)
+    clip_sizes = replace(clip_sizes, captions=max(1, manifest(urls).get("captions", {}).get("most", 1)))
     return Encoding(run, urls, options.out, clip_sizes, shards, skipped_small, rank, world)
 
 
@@ -198,10 +204,11 @@ def estimate(encoding: Encoding) -> str:
     note = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
     shape = lambda sides: " x ".join(map(str, sides))  # noqa: E731
     megabytes = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
-    rate, note_rate = manifest_settings(encoding.urls).get("fps"), ""
+    rate, note_rate = manifest(encoding.urls).get("settings", {}).get("fps"), ""
     if rate is not None and not 0 < rate <= WAN_FPS:
         kept = f"up to {rate:g}" if rate else "all"
         note_rate = f"\n  note     the shards keep {kept} frames/s of their videos; Wan's have {WAN_FPS:g}"
+    each = f", for each of at most {clip.captions} captions" if clip.captions > 1 else ""
     work = len(encoding.rank_shards) / len(encoding.shards) * clips * seconds_of_clip(encoding)
     return (
         f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{note}, "
@@ -209,7 +216,7 @@ def estimate(encoding: Encoding) -> str:
         f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {megabytes(clip.latent)}\n"
         f"  anchors  {clip.anchors} of {shape(clip.anchor)}, {clip.tokens(clip.anchor):,} tokens, "
         f"{megabytes(clip.anchor)} each\n"
-        f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}\n"
+        f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}{each}\n"
         f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most\n"
         f"  time     about {duration(work)} {rate_text(encoding.run)}{note_rate}"
     )
@@ -219,6 +226,7 @@ def seconds_of_clip(encoding: Encoding) -> float:
     """Estimated time of encoding a clip, its anchors and its caption on one device."""
     run, scale = encoding.run, encoding.run.scale
     phases = [coding(run, "clip", scale.size, "encode"), text_encoding(run)]
+    phases += (encoding.sizes.captions - 1) * [text_encoding(run)]
     phases += encoding.sizes.anchors * [coding(run, "anchor", scale.anchor_size, "encode")]
     return sum(phase.seconds(rates_of(run)) for phase in phases)
 

@@ -269,8 +269,11 @@ def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
 
 def _check_trained_texts(run: Run, words: str, other: str) -> None:
     """Raises ConfigError where training sees the empty prompt alone, so that to drop a text changes nothing."""
-    if run.text is not None and run.config.choices["data"] == "shards":
-        raise ConfigError(f"{words}: clips of data=shards have the empty prompt alone; set {other}, or data=latents")
+    if run.text is not None and not getattr(run.source, "has_captions", True):
+        raise ConfigError(
+            f"{words}: no clip of data.urls={run.config['data']['urls']} has a caption; set {other}, or make shards "
+            "with captions (`pw data path=DIR captions=FILE`)"
+        )
     if not run.has_texts:
         raise ConfigError(
             f"{words}: at scale={run.scale.name} there is only the empty prompt; set {other}, or data.captions=texture"

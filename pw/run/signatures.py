@@ -45,6 +45,8 @@ TRAINING_CODE = {
 }
 # Methods of a run that training and sampling call: no reference leads from `run` to them.
 RUN_CODE = ("pw.run.build.Run.latent_size",)
+# Code of runs with a text encoder.
+TEXT_CODE = {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained", "pw.stages.clip_texts.ClipTexts"}
 # Kernels, compilation and distribution change a result only by rounding.
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
@@ -99,6 +101,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
         values["weights"] = weights_fingerprint(run, "transformer")
     if run.text is not None and run.config.choices["data"] == "shards":  # clips are encoded during training
         values["encoders"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
+        if getattr(run.source, "has_captions", False):
+            values["captions"] = "drawn"
     return without_modules(values, with_class_names)
 
 
@@ -154,7 +158,7 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
     exclude = {name for key, rivals in ALTERNATIVES.items() for value, name in rivals.items() if value != choices[key]}
     exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
     exclude |= {"pw.nn.sparse_attention.SparseMask"} if run.attention is None else set()
-    exclude |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
+    exclude |= TEXT_CODE if run.text is None else set()
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *extra]
     return code_hash(tuple(roots), frozenset(exclude | PLACEMENT_CODE | unused))
 

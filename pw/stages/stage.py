@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.degradation import Degradation, resize
-from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.io.wan_weights import locate
 from pw.method.objective import Loss
@@ -29,10 +27,10 @@ from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
-from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
-from pw.parallel.team import Share, Team
+from pw.parallel.team import Share
 from pw.run.build import Run
+from pw.stages.clip_texts import ClipTexts
 from pw.stages.velocity import Condition, integrate, resized, velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
@@ -113,7 +111,7 @@ class Stage(L.LightningModule, ABC):
         self.weights = weights
         self.share = Share.of(run.train)
         self._codec: Any = None
-        self._empty_text: Tensor | None = None
+        self.texts = ClipTexts(run)
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self._ema_updates = 0  # updates the EMA has seen
@@ -179,8 +177,7 @@ class Stage(L.LightningModule, ABC):
         size  share of the full size that the latent has; less than 1 for clips in pixels only
 
         Encoded clips are this process's share of a batch. Clips in pixels are the whole batch: it is degraded first
-        (its strongest blur sets the kernel size) and then cut to the share. Their text is that of their class if they
-        have one, else the empty prompt; `make latents` encodes captions.
+        (its strongest blur sets the kernel size) and then cut to the share.
         """
 
     def encoded(self, pixels: Tensor, size: float) -> Tensor:
@@ -199,31 +196,22 @@ class Stage(L.LightningModule, ABC):
     def pixels_and_text(self, clips: Tensor | LabelledClips, draws: SeededDraws) -> tuple[Tensor, Tensor]:
         """(the whole batch of clips, the embeddings of the share's texts)."""
         if isinstance(clips, LabelledClips):
-            return clips.pixels, class_text(draws.share.of_batch(clips.label), self.run.backbone)
+            return clips.pixels, self.caption_text(draws.share.of_batch(clips.label))
         return clips, self.text(len(draws.share.of_batch(clips)))
+
+    def caption_text(self, label: Tensor) -> Tensor:
+        """The embeddings of captions by their numbers (`LabelledClips`), [B] -> [B, tokens, dim]. Captions of shards
+        need a text encoder: at a scale without one they are the empty prompt."""
+        if self.run.text is not None:
+            return self.texts.of(label).to(self.device)
+        return class_text(label, self.run.backbone) if self.run.has_texts else self.text(len(label))
 
     def text(self, batch: int) -> Tensor:
         """The empty prompt's embedding, [B, tokens, dim]; zeros at a scale without text encoder."""
-        backbone, source = self.run.backbone, self.run.source
+        backbone = self.run.backbone
         if self.run.text is None:
             return torch.zeros(batch, backbone.text_tokens, backbone.text_dim, device=self.device)
-        if self._empty_text is None:
-            self._empty_text = source.null_text() if isinstance(source, LatentClips) else self._encode("")
-        return self._empty_text.to(self.device).expand(batch, -1, -1)
-
-    def share_text(self, team: Team) -> None:
-        """Encode the empty prompt in the first process and send it to the others, before training, so that the encoder
-        is in memory once. All processes must call it."""
-        if self.run.text is not None and not isinstance(self.run.source, LatentClips):
-            self._empty_text = team.broadcast(self._encode("") if team.place.is_first else None)
-
-    def _encode(self, prompt: str) -> Tensor:
-        """[tokens, dim], on the CPU: the encoder has 11 GB, and the GPU holds a network in training."""
-        weights = locate(self.run.trainer.weights)
-        dtype = torch.bfloat16 if self.run.trainer.accelerator == "gpu" else torch.float32
-        with tempfile.TemporaryDirectory() as cache:
-            encoder = TextEncoder(weights, self.run.backbone.text_tokens, Path(cache), "", "cpu", dtype)
-            return encoder.encode(prompt).float()
+        return self.texts.empty().to(self.device).expand(batch, -1, -1)
 
     def velocity(self, net: Backbone, condition: Condition) -> Velocity:
         return velocity(net, condition, self.run.schedule)

@@ -188,6 +188,7 @@ def replay(path: Path) -> tuple[int, Tensor]:
         )
     update, module = _last_weights(run, folder)
     module.share = Share.of(run.train, batch.rank, batch.processes)
+    module.texts.cache = folder.parents[1] / "text"
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     module.to(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=run.train.precision == "bf16"):
