@@ -6,7 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load, load_file
-from small_processes import train_together
 from small_proxy import FRAMES, HEIGHT, SMALL, WIDTH, picture, write_videos
 
 from experiments.engine.plan import make_plan
@@ -46,21 +45,6 @@ TRAINING = (
     *("train.condition_dropout=0.5", "sampling.count=1"),
 )
 ANCHORS = 2
-
-
-TWO_ON_CPU = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1")
-
-
-@dataclass(frozen=True)
-class SeparateTraining:
-    """A training by processes with different folders of Wan's weights."""
-
-    overrides: tuple[str, ...]
-    weights: tuple[str, ...]
-    outputs: Path
-
-    def carried_out(self, rank: int) -> str:
-        return str(train(build([*self.overrides, f"trainer.weights={self.weights[rank]}"]), self.outputs))
 
 
 class Stopped(Exception):
@@ -147,6 +131,29 @@ class TestWhatIsEncoded:
         assert torch.equal(empty, encoder.unpadded("").bfloat16())
         content = json.loads(shard_members["val-clip-1.json"])
         assert content == {"caption": "a val clip, 1", "split": "val", "shard": "val-000000.tar", "key": "val-clip-1"}
+
+    def test_has_the_embeddings_of_all_captions_of_a_clip(
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        captions = [["a heron"], ["a lake", "a misty lake", "a lake at dawn"]]
+        clips = {"train": [picture(n) for n in range(2)], "val": [picture(9)]}
+        encoding = call(tmp_path, f"urls={write_videos(tmp_path / 'v', clips, captions=captions)}")
+        encode(encoding)
+        encoder = TextEncoder(pipeline[0], 512, tmp_path / "text", "", "cpu", torch.float32)
+        shard_members = members(encoding.folder / "train-000000.tar")
+        for number, texts in enumerate(captions):
+            tensors = load(shard_members[f"train-clip-{number}.safetensors"])
+            names = ["text", "text_1", "text_2"][: len(texts)]
+            assert sorted(tensors) == sorted(["latent", "anchors", *names])
+            for name, text in zip(names, texts, strict=True):
+                assert torch.equal(tensors[name], encoder.unpadded(text).bfloat16())
+        content = json.loads(shard_members["train-clip-1.json"])
+        assert (content["caption"], content["captions"]) == ("a lake", captions[1])
+        clips = LatentClips(str(encoding.folder), 512)
+        drawn = {tuple(text.flatten().tolist()) for text in clips.batch(0, 0, 40).text}
+        assert drawn == {
+            tuple(encoder.encode(t).bfloat16().float().flatten().tolist()) for texts in captions for t in texts
+        }
 
     def test_is_said_in_words(self, encoded: Path, videos: Path, pipeline: tuple[Path, Any]) -> None:
         content = json.loads((encoded / "latents.json").read_text())
@@ -413,9 +420,9 @@ class TestATraining:
             losses.append(float(module.loss(clips, 0, 0).value.detach()))
         assert losses[0] == losses[1] != losses[2]
 
-    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, encoded: Path, tmp_path: Path) -> None:
+    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, tmp_path: Path) -> None:
         clips = [picture(n, width=64) for n in range(4)]
-        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips}, with_captions=False)
         words = [word for word in TRAINING if word != "data=latents"]
         words += ["scale.width=64", "data=shards", f"data.urls={shards}", f"trainer.weights={pipeline[0]}"]
         run = build([*SMALL, *words])
@@ -424,21 +431,6 @@ class TestATraining:
         expected = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32).encode("")
         assert torch.equal(condition.text, expected.expand(2, -1, -1))
         assert is_trained(run, train(run, tmp_path).parents[1])
-
-    @pytest.mark.slow
-    def test_in_pixels_by_two_processes_has_the_text_that_the_first_one_made(
-        self, pipeline: Any, tmp_path: Path
-    ) -> None:
-        clips = [picture(n, width=64) for n in range(4)]
-        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
-        words = [word for word in TRAINING if word != "data=latents"]
-        words += ["train.updates=1", "scale.width=64", "data=shards", f"data.urls={shards}"]
-        broken = shutil.copytree(pipeline[0], tmp_path / "without")
-        config = broken / "text_encoder" / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 8}))  # it cannot be loaded
-        two = SeparateTraining((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(broken)), tmp_path)
-        (first,), _ = train_together(2, two)
-        assert (Path(first) / "done.json").exists()
 
     def test_without_updates_is_wans_transformer(self, encoded: Path, pipeline: Any, tmp_path: Path) -> None:
         run = training(encoded, pipeline, "train.updates=0")
