@@ -15,6 +15,7 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 
 from pw.data import Clips, Evaluation, LabelledClips
+from pw.data.buckets import Bucket, BucketMix, Sizes, assigned, check_buckets, fits
 from pw.data.shard_index import REMEDY, ShardError, ShardIndex, StoredClip, shard_digest
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
@@ -30,6 +31,9 @@ class ShardClips:
     """Random crops of the clips in shards: `size` px high, `width` px wide (0: square), `frames` frames.
 
     Whole frames reduced to 24 px would lose their texture, so clips are cropped instead.
+
+    buckets         sizes (frames, height, width) of training clips, in the place of the one size (`pw.data.buckets`)
+    bucket_weights  how many batches each bucket has; None: in proportion to its clips
     """
 
     urls: str
@@ -38,8 +42,11 @@ class ShardClips:
     train_split: str = "train"
     eval_split: str = "val"
     width: int = 0
+    buckets: Sizes | None = None
+    bucket_weights: tuple[float, ...] | None = None
     twins_share_structure: ClassVar[bool] = False
-    _train: _Pool = field(init=False, repr=False, compare=False)
+    mix: BucketMix | None = field(init=False, repr=False, compare=False)
+    _train: tuple[_Pool, ...] = field(init=False, repr=False, compare=False)
     _eval: _Pool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,21 +56,25 @@ class ShardClips:
         if self.width < 0:
             raise ValueError(f"data.width={self.width}: a number of px, or 0 for data.size")
         crop = (self.frames, self.size, self.width or self.size)
-        object.__setattr__(self, "_train", _Pool(ShardIndex(self.urls, self.train_split), crop))
+        buckets, train = check_buckets(self.buckets, self.bucket_weights), ShardIndex(self.urls, self.train_split)
+        object.__setattr__(self, "_train", _bucket_pools(train, buckets) if buckets else (_Pool(train, crop),))
+        mix = BucketMix.of(buckets, self.bucket_weights, [*map(len, self._train)]) if buckets else None
+        object.__setattr__(self, "mix", mix)
         object.__setattr__(self, "_eval", _Pool(ShardIndex(self.urls, self.eval_split), crop))
 
     def fingerprint(self) -> str:
-        return shard_digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
+        crops = [pool.crop for pool in self._train]
+        return shard_digest(self._train[0].index.fingerprint, self._eval.index.fingerprint, *crops)
 
     @property
     def has_captions(self) -> bool:
         """Whether any clip to train on has a caption."""
-        return self._train.has_captions
+        return any(pool.has_captions for pool in self._train)
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
         """The empty prompt, then all different captions of both splits: `LabelledClips` has their positions."""
-        return "", *sorted({*self._train.captions(), *self._eval.captions()})
+        return "", *sorted({caption for pool in (*self._train, self._eval) for caption in pool.captions()})
 
     @cached_property
     def _label(self) -> dict[str, int]:
@@ -73,11 +84,16 @@ class ShardClips:
         """The positions of captions of these clips in `captions`, int64."""
         return torch.tensor([self._label[caption] for caption in captions])
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LabelledClips:
-        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its crop, and which of its captions it
-        has, from (seed, position)."""
-        positions = range(index * batch_size, (index + 1) * batch_size)
-        crops, captions = zip(*(self._training_clip(seed, position) for position in positions), strict=True)
+    def batch(self, seed: int, index: int, batch_size: int, part: int = 0, parts: int = 1) -> Tensor | LabelledClips:
+        """Every clip comes once per epoch of its bucket, in an order drawn from (seed, epoch); its crop, and which of
+        its captions it has, from (seed, position).
+
+        part, parts  the index-th batch has so many parts of `batch_size` clips, all in one bucket; which is taken
+        """
+        bucket, turn = (0, index) if self.mix is None else self.mix.turn(seed, index)
+        first = (turn * parts + part) * batch_size
+        positions = range(first, first + batch_size)
+        crops, captions = zip(*(self._training_clip(seed, bucket, position) for position in positions), strict=True)
         pixels = torch.stack(crops)
         return LabelledClips(pixels, self.labels(captions)) if self.has_captions else pixels
 
@@ -114,14 +130,15 @@ class ShardClips:
         return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note, captions)
 
     def passed_over(self) -> list[str]:
-        return self._train.passed_over()
+        return sorted(name for pool in self._train for name in pool.passed_over())
 
-    def _training_clip(self, seed: int, position: int) -> tuple[Tensor, str]:
-        epoch, place = divmod(position, len(self._train))
-        clip = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        frames, generator = clip.frames, seeded_rng(seed, position)
-        crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
-        caption = clip.captions[choice(len(clip.captions), seed, position)] if clip.captions else ""
+    def _training_clip(self, seed: int, bucket: int, position: int) -> tuple[Tensor, str]:
+        pool, place = self._train[bucket], in_bucket(bucket, position)
+        epoch, turn = divmod(position, len(pool))
+        clip = pool.take(epoch_order(len(pool), seed, epoch), turn)
+        frames, generator = clip.frames, seeded_rng(seed, *place)
+        crop = _cut(frames, _random_start(frames.shape, pool.crop, generator), pool.crop)
+        caption = clip.captions[choice(len(clip.captions), seed, *place)] if clip.captions else ""
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop), caption
 
     def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[StoredClip]) -> Iterator[_Crop]:
@@ -237,10 +254,13 @@ class _Crop:
 
 
 class _Pool(ClipPool[StoredClip]):
-    """The clips of a split that are at least as large as the crop (frames, height, width)."""
+    """The clips of a split that are at least as large as the crop (frames, height, width); of them `ids`, if given."""
 
-    def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
+    def __init__(self, index: ShardIndex, crop: tuple[int, int, int], ids: Sequence[int] | None = None) -> None:
         self.index, self.crop = index, crop
+        if ids is not None:
+            super().__init__(ids)
+            return
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, crop)])
         if not self.ids:
             frames, height, width = max(sample.shape or () for sample in index.samples)[:3]
@@ -273,6 +293,15 @@ class _Pool(ClipPool[StoredClip]):
         return self.index.samples[i].name
 
 
+def _bucket_pools(index: ShardIndex, buckets: Sequence[Bucket]) -> tuple[_Pool, ...]:
+    """The clips of each bucket. Raises ValueError if one has none."""
+    numbers = assigned([sample.shape for sample in index.samples], buckets, str(index.samples[0].shard.parent))
+    if small := numbers.count(None):
+        log.warning("%d of %d %s clips are smaller than every bucket", small, len(index), index.split)
+    ids: list[list[int]] = [[i for i, own in enumerate(numbers) if own == number] for number in range(len(buckets))]
+    return tuple(_Pool(index, bucket, own) for bucket, own in zip(buckets, ids, strict=True))
+
+
 def short_side(height: int, width: int) -> int:
     """The `short_side` of `make data` whose clips, of 16:9 or wider, cover `height` x `width` px or its transpose."""
     short, long = sorted((height, width))
@@ -294,18 +323,18 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=seeded_rng(seed, "epoch", epoch)).tolist()
 
 
-def choice(count: int, seed: int, position: int) -> int:
+def in_bucket(bucket: int, position: int) -> tuple[int, ...]:
+    """What identifies a position in the order of a bucket: those of the first are the positions of one size alone."""
+    return (position, bucket) if bucket else (position,)
+
+
+def choice(count: int, seed: int, *position: int) -> int:
     """Which of a clip's `count` captions the position in the order has, evenly drawn: a random stream of its own."""
-    return 0 if count < 2 else _randint(count, seeded_rng(seed, "caption", position))
+    return 0 if count < 2 else _randint(count, seeded_rng(seed, "caption", *position))
 
 
 def _randint(high: int, generator: torch.Generator) -> int:
     return int(torch.randint(high, (), generator=generator))
-
-
-def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
-    """Whether a clip is at least as large as `crop` (frames, height, width); True if its shape is unknown."""
-    return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
 def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator: torch.Generator) -> tuple[int, ...]:

@@ -20,10 +20,14 @@ DENSE_MASK = 4096  # tokens of a clip, above which a mask of all pairs is too la
 
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
-    positions = _check_sizes(run)
-    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
-    _check_trainer(run, frames * rows * columns)
-    _check_attention(run, (frames, rows, columns))
+    _check_grid(run)
+    for sized, _ in run.in_buckets() if run.mix is not None else ():
+        try:
+            _check_grid(sized)
+            _check_sizes_and_init(sized)
+        except ConfigError as error:
+            bucket = [sized.scale.frames, *sized.scale.size]
+            raise error.with_prefix(f"data.buckets, {bucket} (frames, height, width): ") from error
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
@@ -31,6 +35,14 @@ def cross_check(run: Run) -> None:
     _check_guidance(run)
     _check_sizes_and_init(run)
     _check_weights(run)
+
+
+def _check_grid(run: Run) -> None:
+    """The clips of a run fit codec, network, processes and attention."""
+    positions = _check_sizes(run)
+    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
+    _check_trainer(run, frames * rows * columns)
+    _check_attention(run, (frames, rows, columns))
 
 
 def _check_sizes(run: Run) -> list[int]:

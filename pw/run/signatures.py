@@ -34,7 +34,7 @@ NOT_SCALE = {
 # Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
 NEUTRAL: dict[str, Any] = {
     **{"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise", "later": "unguided"},
-    **{"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
+    **{"buckets": None, "bucket_weights": None, "guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
 }
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
@@ -119,7 +119,13 @@ def training_code(run: Run) -> str:
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
     parts += (run.attention,)
     unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
-    extra = ("pw.train.batches.batches", "pw.train.batches.clips", *RUN_CODE, "pw.run.build.Run.target_guidance")
+    extra = (
+        "pw.train.batches.batches",
+        "pw.train.batches.clips",
+        *RUN_CODE,
+        "pw.run.build.Run.anchor_size",
+        "pw.run.build.Run.target_guidance",
+    )
     return _code(run, parts, unused, *extra)
 
 

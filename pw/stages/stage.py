@@ -182,7 +182,7 @@ class Stage(L.LightningModule, ABC):
 
     def encoded(self, pixels: Tensor, size: float) -> Tensor:
         """Clips [B, 3, F, H, W] -> their latents at a share of the full size."""
-        rows, columns = self.run.latent_size(size)
+        rows, columns = self.run.latent_size(size, frame_size(pixels))
         return self.codec.encode(resize(pixels, (rows * self.codec.factor, columns * self.codec.factor), "area"))
 
     def resized(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
@@ -317,7 +317,7 @@ class AnchorModel(Stage):
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
         pixels, text = self.pixels_and_text(clips, draws)
-        anchors = self.run.degradation.anchor(pixels, self.run.scale.anchor_size, draws.degrade())
+        anchors = self.run.degradation.anchor(pixels, self.run.anchor_size(frame_size(pixels)), draws.degrade())
         return self.encoded(draws.share.of_batch(anchors), size), Condition(text, anchor=None)
 
     @torch.no_grad()
@@ -341,16 +341,18 @@ class HiresSynth(Stage):
             return clips.latent, Condition(clips.text, anchor)
         pixels, text = self.pixels_and_text(clips, draws)
         if self.run.injector is not None:
-            small = draws.share.of_batch(degradation.anchor(pixels, self.run.scale.anchor_size, rng))
-            anchor = draws.perturb(degradation, self.anchor_latent(small), rng)
+            full = frame_size(pixels)
+            small = draws.share.of_batch(degradation.anchor(pixels, self.run.anchor_size(full), rng))
+            anchor = draws.perturb(degradation, self.anchor_latent(small, full), rng)
             if self.run.scale.anchor_upsample == "pixel":
-                anchor = self.resized(anchor, self.run.latent_size(size))
+                anchor = self.resized(anchor, self.run.latent_size(size, full))
         return self.encoded(draws.share.of_batch(pixels), size), Condition(text, anchor)
 
-    def anchor_latent(self, anchor: Tensor) -> Tensor:
-        """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec."""
+    def anchor_latent(self, anchor: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec, to
+        `size` (rows, columns), by default that of the scale."""
         if self.run.scale.anchor_upsample == "pixel":
-            anchor = resize(anchor, self.run.scale.size, "bicubic")
+            anchor = resize(anchor, size or self.run.scale.size, "bicubic")
         return self.codec.encode(anchor)
 
     @torch.no_grad()
@@ -360,6 +362,11 @@ class HiresSynth(Stage):
         text, negative_text = texts or (self.text(len(noise if isinstance(noise, Tensor) else noise[0])), None)
         condition = Condition(text, None if self.run.injector is None else anchor)
         return self.codec.decode(self.sample(noise, condition, negative_text))
+
+
+def frame_size(video: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a video [..., H, W]."""
+    return video.shape[-2], video.shape[-1]
 
 
 def class_text(label: Tensor, backbone: options.Wan) -> Tensor:

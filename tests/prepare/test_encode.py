@@ -377,6 +377,39 @@ class TestADamagedShard:
         assert report.is_bad  # 1 of 7
 
 
+class TestBuckets:
+    def test_have_clips_and_anchors_of_their_size_which_training_mixes(
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        wide, tall = [picture(n) for n in range(4)], [picture(n, height=96, width=64) for n in range(2)]
+        videos = write_videos(tmp_path / "v", {"train": [*wide, *tall], "val": [picture(9)]})
+        encoding = call(tmp_path / "l", f"urls={videos}", "data.buckets=[[5,64,96],[5,96,64]]")
+        assert encoding.folder != call(tmp_path / "l", f"urls={videos}").folder
+        encode(encoding)
+        run = training(encoding.folder, pipeline, "train.updates=8")
+        assert run.mix is not None
+        assert (run.mix.buckets, run.mix.shares) == (((5, 64, 96), (5, 96, 64)), (2 / 3, 1 / 3))
+        seen = {}
+        for index in range(8):
+            batch = run.source.batch(0, index, 2)
+            assert isinstance(batch, LatentBatch)
+            parts = [run.source.batch(0, index, 1, part, 2) for part in (0, 1)]  # type: ignore[call-arg]
+            assert torch.equal(torch.cat([part.latent for part in parts]), batch.latent)  # type: ignore[union-attr]
+            seen[run.mix.turn(0, index)[0]] = batch.latent.shape[2:], batch.anchor.shape[2:]
+        # a latent position is 16 x 16 px; the anchor's 32 x 64 px of 64 x 96 px are a third, so 0.577 of a side, in
+        # multiples of 32: 96 x 64 px have 64 x 32
+        assert seen == {0: ((2, 4, 6), (2, 2, 4)), 1: ((2, 6, 4), (2, 4, 2))}
+        expected = WanCodec.load(run.codec, pipeline[0], "cpu").encode(fit(tall[0], (5, 96, 64))[None])[0].bfloat16()
+        assert torch.equal(
+            load(members(encoding.folder / "train-000002.tar")["train-clip-4.safetensors"])["latent"], expected
+        )
+        assert is_trained(run, train(run, tmp_path).parents[1])
+
+    def test_without_clips_are_refused(self, call: Callable[..., Encoding], tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"data\.buckets: no train clip .* in \[5, 96, 64\]; .*5 of 5x64x96"):
+            call(tmp_path, "data.buckets=[[5,64,96],[5,96,64]]")
+
+
 class TestATraining:
     @pytest.mark.parametrize("stage", ["stage=hires", "stage=anchor"])
     def test_on_latents_departs_from_wans_weights(
