@@ -57,7 +57,8 @@ class TrainingCost:
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: int | None = None) -> TrainingCost:
-    """The cost of a whole training on `gpus` devices, which share the micro-batches of an update.
+    """The cost of a whole training on `gpus` devices, which share the micro-batches of an update. Of several buckets
+    FLOPs are the mean, by their shares of the batches, and memory is that of the largest.
 
     context  devices that share a clip's tokens and so compute a micro-batch together; default from the run
     split    devices that shard weights, gradients, optimiser and EMA; default all, with trainer=ddp none, with
@@ -67,15 +68,18 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: in
     context = min(gpus, run.trainer.context) if context is None else context
     if split is None:
         split = min(gpus, run.trainer.split) if run.trainer.strategy in ("ddp", "hsdp") else gpus
-    clips, encode = train.accumulate * train.batch_size, encode_flops(run)
-    flow, consistency = update_flops(run)
+    clips, sized = train.accumulate * train.batch_size, run.in_buckets()
+    encode, flow, consistency = Flops(), Flops(), Flops()
+    for one, weight in sized:
+        parts = (encode_flops(one), *update_flops(one))
+        encode, flow, consistency = (a + b * weight for a, b in zip((encode, flow, consistency), parts, strict=True))
     host = (
         Part("network as it is made", 4 * network_parameters(run), "counted"),
-        Part("offloaded activations", offloaded_bytes(run, context), "counted"),
+        Part("offloaded activations", max(offloaded_bytes(one, context) for one, _ in sized), "counted"),
         Part("checkpoint as it is written", checkpoint_copy_bytes(run, split), "counted"),
     )
     return TrainingCost(
-        moments=training_moments(run, split, context),
+        moments=max((training_moments(one, split, context) for one, _ in sized), key=_peak),
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
@@ -89,6 +93,10 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: in
         share=share_of_update(train, gpus // context),
         host=tuple(part for part in host if part.bytes),
     )
+
+
+def _peak(moments: tuple[Moment, ...]) -> float:
+    return max(moment.bytes for moment in moments)
 
 
 def share_of_update(train: Train, shares: int) -> float:

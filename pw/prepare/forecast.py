@@ -73,17 +73,18 @@ class ScaleNeeds:
         return f"scale={self.scale}: {self.crop.frames} frames of {self.crop.height} x {self.crop.width} px"
 
 
-def manifest_settings(urls: str) -> dict[str, Any]:
-    """The settings of the `pw data` call that made some shards; empty if unknown."""
+def manifest(urls: str) -> dict[str, dict[str, Any]]:
+    """`settings` and `captions` of the `pw data` call that made some shards; empty if unknown."""
     try:
-        return dict(json.loads((Path(urls) / MANIFEST).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((Path(urls) / MANIFEST).read_text())
+        return {key: dict(content[key]) for key in ("settings", "captions") if key in content}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def data_command(run: Run, urls: str) -> str:
     """The `pw data` call that makes clips for a run from the videos that the shards in `urls` came from."""
-    needs, settings = ScaleNeeds.of(run), manifest_settings(urls)
+    needs, settings = ScaleNeeds.of(run), manifest(urls).get("settings", {})
     is_ultravideo, folder = "split_by" in settings, Path(urls)
     words = ["name=ultravideo accept_licence=true" if is_ultravideo else "path=DIR"]
     if is_preset := needs == ScaleNeeds.of_scale(needs.scale):

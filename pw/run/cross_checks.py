@@ -21,10 +21,14 @@ DENSE_MASK = 4096  # tokens of a clip, above which a mask of all pairs is too la
 
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
-    positions = _check_sizes(run)
-    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
-    _check_trainer(run, frames * rows * columns)
-    _check_attention(run, (frames, rows, columns))
+    _check_grid(run)
+    for sized, _ in run.in_buckets() if run.mix is not None else ():
+        try:
+            _check_grid(sized)
+            _check_sizes_and_init(sized)
+        except ConfigError as error:
+            bucket = [sized.scale.frames, *sized.scale.size]
+            raise error.with_prefix(f"data.buckets, {bucket} (frames, height, width): ") from error
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
@@ -33,6 +37,14 @@ def cross_check(run: Run) -> None:
     _check_guidance(run)
     _check_sizes_and_init(run)
     _check_weights(run)
+
+
+def _check_grid(run: Run) -> None:
+    """The clips of a run fit codec, network, processes and attention."""
+    positions = _check_sizes(run)
+    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
+    _check_trainer(run, frames * rows * columns)
+    _check_attention(run, (frames, rows, columns))
 
 
 def _check_sizes(run: Run) -> list[int]:
@@ -275,8 +287,11 @@ def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
 
 def _check_trained_texts(run: Run, words: str, other: str) -> None:
     """Raises ConfigError where training sees the empty prompt alone, so that to drop a text changes nothing."""
-    if run.text is not None and run.config.choices["data"] == "shards":
-        raise ConfigError(f"{words}: clips of data=shards have the empty prompt alone; set {other}, or data=latents")
+    if run.text is not None and not getattr(run.source, "has_captions", True):
+        raise ConfigError(
+            f"{words}: no clip of data.urls={run.config['data']['urls']} has a caption; set {other}, or make shards "
+            "with captions (`pw data path=DIR captions=FILE`)"
+        )
     if not run.has_texts:
         raise ConfigError(
             f"{words}: at scale={run.scale.name} there is only the empty prompt; set {other}, or data.captions=texture"

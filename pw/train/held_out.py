@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.latents import EncodedClips, LatentClips, padded, read_record
+from pw.data.shards import ShardClips
 from pw.io.arguments import MAX_SEED
 from pw.io.playable import write_playable
 from pw.io.video import to_uint8
@@ -90,6 +91,8 @@ def _clips(run: Run, count: int) -> list[Batch]:
     if not isinstance(source, LatentClips):
         evaluation = source.evaluation(count, SEED)
         clips, labels = (evaluation.real[i][None] for i in range(count)), evaluation.labels
+        if labels is None and isinstance(source, ShardClips) and (captions := evaluation.captions()):
+            labels = source.labels(captions)
         return [clip if labels is None else LabelledClips(clip, labels[[i]]) for i, clip in enumerate(clips)]
     pool, null_text = EncodedClips(Path(source.urls), read_record(source.urls), "val"), source.null_text()
     if len(pool) < count:

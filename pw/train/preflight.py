@@ -144,7 +144,8 @@ def _check_host_memory(run: Run) -> None:
         return
     devices, split = run.trainer.devices, run.trainer.split
     checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # only one of several copies is written
-    need, free = devices * offloaded_bytes(run) + checkpoint, free_memory()
+    offloaded = max(offloaded_bytes(sized) for sized, _ in run.in_buckets())
+    need, free = devices * offloaded + checkpoint, free_memory()
     if need > free:
         note = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
         raise ConfigError(

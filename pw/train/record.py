@@ -143,6 +143,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "start": run.start_run.training_signature if run.start_run else None,
         "shipped_start": card and {"name": card.name, "updates": card.updates, "sha256": card.sha256},
         "passed_over": list(module.passed_over),
+        **({} if run.mix is None else {"buckets": dict(zip(map(str, run.mix.buckets), run.mix.shares, strict=True))}),
         "processes": run.trainer.processes,
         "strategy": run.trainer.strategy,
     }

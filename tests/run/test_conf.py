@@ -689,11 +689,11 @@ class TestAWrongCall:
     def test_that_drops_texts_from_clips_without_any_is_told_where_there_are_some(
         self, shards: Path, guided: str
     ) -> None:
-        """Clips in pixels are trained under the empty prompt, at real scales, too: v - v_null would be 0."""
+        """Without captions clips in pixels are trained under the empty prompt, at real scales, too: v - v_null is 0."""
         real = ("text=umt5", "start=none", "train.condition_dropout=0.1", f"data.urls={shards}/*.tar")
         message = error_of("data=shards", *real, *guided.split())
-        assert "clips of data=shards have the empty prompt alone" in message
-        assert "data=latents" in message
+        assert f"no clip of data.urls={shards}/*.tar has a caption" in message
+        assert "captions=FILE" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
         message = error_of("anchors=generated", "anchors.stage.overrides=['optimizer.lr=0']")
