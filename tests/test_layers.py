@@ -86,6 +86,7 @@ DOORS = {
     "webdataset": ("pw/data/shard_index.py",),
     "av": ("pw/io/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),
+    "peft": ("pw/nn/lora.py",),
     "transformers": ("pw/nn/text.py",),
     "huggingface_hub": ("pw/io", "pw/prepare", "benchmarks/measure"),
     "lightning": ("pw/stages", "pw/train", "pw/parallel", "pw/tracking"),
