@@ -87,6 +87,7 @@ DOORS = {
     "av": ("pw/io/video.py", "pw/io/audio.py"),
     "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py", "benchmarks/metrics/set_features.py"),
+    "peft": ("pw/nn/lora.py",),
     "huggingface_hub": ("pw/io", "pw/prepare", "benchmarks/measure"),
     "lightning": ("pw/stages", "pw/train", "pw/parallel", "pw/tracking"),
     "matplotlib": ("benchmarks/report",),

@@ -164,6 +164,12 @@ def lora_file_state(state: Mapping[str, Tensor], lora: options.Lora) -> dict[str
     }
 
 
+def write_lora_file(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write pytorch_lora_weights.safetensors, which `WanPipeline.load_lora_weights(folder)` reads."""
+    layers: Any = {key.removeprefix(PREFIX): value for key, value in state.items()}
+    WanLoraLoaderMixin.save_lora_weights(folder, layers)
+
+
 # ---- those of others
 
 

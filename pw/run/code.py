@@ -51,14 +51,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallStatement:
     """A call of a function as a statement of its own, `f(…)`, which a caller of `code_hash` can exclude as `f()`."""
 
     name: str
     tokens: Sequence[Token]
 
 
-Token = str | Ref | Member | Call
+Token = str | Ref | Member | CallStatement
 # Local name -> None for a variable, the dotted name for an import inside a function.
 Scope = Mapping[str, str | None]
 
@@ -112,7 +112,7 @@ def code_hash(roots: tuple[str, ...], exclude: frozenset[str] = frozenset()) -> 
                 case Ref():
                     # its number in the order of this walk, so that names do not matter
                     sha.update(f"<{'unused' if str(token) in exclude else number(token)}>\0".encode())
-                case Member() | Call() if token.name not in exclude:
+                case Member() | CallStatement() if token.name not in exclude:
                     write(token.tokens)
 
     refs, user_modules = _roots(roots)
@@ -150,7 +150,7 @@ def definitions(roots: Sequence[str], exclude: frozenset[str] = frozenset()) -> 
                     texts.append(token.name)
                 case Member() if token.name not in exclude:
                     add(token.name, token.tokens)
-                case Call() if token.name not in exclude:
+                case CallStatement() if token.name not in exclude:
                     rest += reversed(token.tokens)
                 case str():
                     texts.append(token)
@@ -343,7 +343,7 @@ class _Reader:
             case ast.Expr(value=ast.Call(func=ast.Name() as function)) if (
                 tokens := self.reference(function, scope)
             ) is not None and isinstance(tokens[0], Ref):
-                return [Call(f"{tokens[0]}()", self.fields(node, scope))]
+                return [CallStatement(f"{tokens[0]}()", self.fields(node, scope))]
             case ast.Call(func=ast.Name(id=name), args=[value, kind]) if name in BUILTIN_TESTS and name not in scope:
                 return [name, *self.node(value, scope), *_names(kind)]
             case ast.MatchClass():

@@ -99,12 +99,12 @@ def export(
     if merge and not training.has_lora:
         raise ConfigError(f"merge=true: run={training.folder.name} trained no low-rank adapters; leave it out")
     backbone = make("backbone", training.values["backbone"])
-    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from pw.nn import convert
     from pw.nn.backbone import wan_transformer
+    from pw.nn.lora import write_lora_file
 
     state = convert.read(weights_of(training.folder, f"{weights}.safetensors"))
     with torch.device("meta"):
@@ -128,8 +128,7 @@ def export(
         with replacing(out) as partial:
             (partial / "pixelwizard").mkdir(parents=True)
             if lora:
-                layers = {key.removeprefix("transformer."): value for key, value in lora.items()}
-                WanLoraLoaderMixin.save_lora_weights(partial, layers)
+                write_lora_file(partial, lora)
             else:
                 stock.save_pretrained(partial / "transformer", max_shard_size=shard_bytes)
             save_file(adapters, partial / "pixelwizard" / "adapters.safetensors", metadata={"format": "pt"})
