@@ -27,7 +27,6 @@ from benchmarks.measure.measurement import (
     cache_folder,
     device_for,
     device_name,
-    existing_folder,
     videos_of,
 )
 from benchmarks.measure.metric_weights import WEIGHTS, check_weights
@@ -48,21 +47,13 @@ PROTOCOL = "sets/1"
 FeaturesName = Literal["i3d", "videomae"]
 
 
-def _path_of_weights(text: str) -> Path:
-    if not (path := Path(text).expanduser()).exists():
-        raise ValueError("no such file or folder")
-    return path
-
-
 @dataclass(frozen=True)
 class SetOptions:
     """The options of `pw score what=sets`."""
 
-    real: Path = option(help="a folder of real videos", read=existing_folder)
+    real: Path = option(help="a folder of real videos")
     features: FeaturesName = option("i3d", "the network whose features are compared")
-    weights: Path | None = option(
-        None, "other weights: a TorchScript I3D, or transformers' folder of a VideoMAE", read=_path_of_weights
-    )
+    weights: Path | None = option(None, "other weights: a TorchScript I3D, or transformers' folder of a VideoMAE")
     frames: int = option(0, "frames of the middle of a video; 0: the network's, 16", read=number(0, 4096))
     antialias: bool = option(True, "filter frames before they are made smaller, which published FVDs do not")
     seed: Seed = option(0, "of the subsets of videos that give the intervals and the line over 1/N")
@@ -216,6 +207,8 @@ def _weights(options: SetOptions) -> tuple[Path, str]:
     path = options.weights
     if path is None:
         return check_weights(WEIGHTS[options.features])
+    if not path.exists():
+        raise ConfigError(f"weights={path}: no such file or folder")
     if options.features == "i3d" and path.is_dir():
         raise ConfigError(
             f"weights={path}: is a folder; features=i3d takes a TorchScript file, features=videomae a folder"
@@ -323,6 +316,8 @@ def run(options: SetOptions) -> int:
     """Exit status: 0 if there are rows, 1 if `strict` stopped the call."""
     if not options.positional:
         raise ConfigError("no folder of videos to compare; pw score what=sets DIR real=DIR")
+    if not options.real.is_dir():
+        raise ConfigError(f"real={options.real}: no such folder")
     folders = [Path(text).expanduser() for text in dict.fromkeys(options.positional)]
     for folder in (options.real, *folders):
         videos_of(folder)

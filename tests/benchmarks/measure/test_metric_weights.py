@@ -612,7 +612,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("word", "message"),
         [
-            ("only=lpips", "only=lpips: unknown; known: metrics, vbench, all, alexnet, niqe"),
+            ("only=lpips", "only=lpips: unknown; known: metrics, sets, vbench, all, alexnet, niqe"),
             ("colour=red", "colour=red: there is no option colour; there are only, list, verify, mirror, dry_run"),
             ("list", "'list': write key=value; there are only, list"),
             ("verify=maybe", "verify=maybe: true or false"),
