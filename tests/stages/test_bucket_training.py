@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pw.cli import main as pw_main
 from pw.cost.training_cost import training_cost
 from pw.data.shard_index import write_shards
 from pw.io.arguments import ConfigError
@@ -156,6 +157,11 @@ class TestAPlan:
         cost, plain = training_cost(run), training_cost(build(["scale=2k"]))
         assert cost.worst.bytes == plain.worst.bytes
         assert 0 < cost.flow.total < plain.flow.total
+
+    def test_names_the_buckets(self, capsys: pytest.CaptureFixture[str]) -> None:
+        buckets = "data.buckets=[[121,1440,2560],[81,1440,1920]]"
+        assert pw_main(["plan", "scale=2k", "for=training", buckets, "data.bucket_weights=[3,1]"]) == 0
+        assert "Buckets: 75% 121x1440x2560, 25% 81x1440x1920." in " ".join(capsys.readouterr().out.split())
 
     @pytest.mark.parametrize(
         ("buckets", "message"),
