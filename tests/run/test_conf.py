@@ -295,6 +295,7 @@ CHANGES_WEIGHTS = {
     "target.guidance_drop": f"{BAKED} target.guidance=finest",
     "train.dropout": "data.captions=texture train.condition_dropout=0.1 train.dropout=both_or_text",
     "train.sizes": "train.sizes=[0.5,1]",
+    "train.image_share": "scale.frames=5 train.image_share=0.5",
     "data.captions": "data.captions=texture",
     "objective.flow_weight": "objective.flow_weight=bell",
     "injector.gate": "injector.gate=fixed",

@@ -57,6 +57,9 @@ ZERO_IS_FINE = {
     "step_sampler.descend": "never",
     "step_sampler.depth": "never",
     "turns.rate": "never",
+    "objective.doublings": "none",
+    "objective.updates": "the start as it is",
+    "objective.power": "every error counts the same",
     "weighting.p": "uniform",
     "tracking.held_out": "none",
     "tracking.samples_every": "never",
@@ -97,6 +100,8 @@ def is_refused(key: str, number: float) -> bool:
     changed = {**node, key.rpartition(".")[2]: [number, *value[1:]] if isinstance(value, list) else number}
     kinds = {**SETTINGS, "anchors.stage": SETTINGS["start"]}
     seed = {"seed": 0} if group == "turns" else {}
+    if changed.get("_target_", "").endswith(".MeanFlow"):
+        seed = {"turns": None}
     try:
         from_values(kinds[group], changed, group) if group in kinds else make(group, changed, **seed)
     except ConfigError as error:

@@ -220,8 +220,10 @@ class TestTheCommand:
         unfinished = build([*run.config.overrides, "seed=7"])
         write_config(unfinished, training_folder(unfinished, outputs))
         signature = unfinished.training_signature
+        finished = ", ".join(sorted(path.parent.name for path in outputs.glob("train/*/done.json")))
+        assert run.training_signature in finished
         for arguments, message in {
-            "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
+            "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {finished}",
             "run=": "run=: is empty",
             f"run=../train/{run.training_signature}": "no such training",
             "dtype=bf16": "run=: no such training",
