@@ -18,7 +18,7 @@ Curve = Callable[[Tensor, Tensor], Tensor]  # (state, sigma [B]) -> a tensor lik
 
 @dataclass(frozen=True)
 class MeanFlow:
-    """|| u(x, T, s) - target ||^2, target = v - (sigma(T) - sigma(r)) du/dsigma, without gradient  (the MeanFlow identity).
+    """|| u(x, T, s) - target ||^2, target = v - (sigma(T) - sigma(r)) du/dsigma, without gradient.
 
     du/dsigma is the total derivative along the path, on which x moves by v = noise - data; the end r = T - s stays, so
     the stride grows with the timestep. On the other turns T = r: flow matching.
