@@ -56,7 +56,7 @@ class LadderOptions:
     scales: tuple[str, ...] = option((), f"from cheap to dear; by default those of {','.join(SCALES)} that can run")
     dry_run: bool = option(False, "print the plan without running it")
     outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
-    overrides: tuple[str, ...] = option((), "any of pw ablation or conf/; small.KEY=… for that scale")
+    overrides: tuple[str, ...] = option((), "words of pw ablation; small.KEY=… is of that scale alone")
 
 
 @dataclass(frozen=True)
