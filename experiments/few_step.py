@@ -22,7 +22,7 @@ ABLATION = Ablation(
         "meanflow": "objective=meanflow turns=alternate objective.power=0",  # docs/tiny.md
         "meanflow_paper": "objective=meanflow",  # flow matching on three updates of four, adaptive weight
         "consistency": "objective=consistency",
-        "flow_flops": "objective=flow train.updates=213",  # held by tests/engine/test_few_step.py
+        "flow_flops": "objective=flow train.updates=213",  # held by tests/engine/test_few_step_arms.py
     },
     across=("sampling.num_steps", (1, 2, 4, 8)),
     versus="first",
