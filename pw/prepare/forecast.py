@@ -73,17 +73,18 @@ class ScaleNeeds:
         return f"scale={self.scale}: {self.crop.frames} frames of {self.crop.height} x {self.crop.width} px"
 
 
-def manifest_settings(urls: str) -> dict[str, Any]:
-    """The settings of the `pw data` call that made some shards; empty if unknown."""
+def manifest(urls: str) -> dict[str, dict[str, Any]]:
+    """`settings` and `captions` of the `pw data` call that made some shards; empty if unknown."""
     try:
-        return dict(json.loads((Path(urls) / MANIFEST).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((Path(urls) / MANIFEST).read_text())
+        return {key: dict(content[key]) for key in ("settings", "captions") if key in content}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def data_command(run: Run, urls: str) -> str:
     """The `pw data` call that makes clips for a run from the videos that the shards in `urls` came from."""
-    needs, settings = ScaleNeeds.of(run), manifest_settings(urls)
+    needs, settings = ScaleNeeds.of(run), manifest(urls).get("settings", {})
     is_ultravideo, folder = "split_by" in settings, Path(urls)
     words = ["name=ultravideo accept_licence=true" if is_ultravideo else "path=DIR"]
     if is_preset := needs == ScaleNeeds.of_scale(needs.scale):
@@ -150,7 +151,7 @@ class Forecast:
         print(f"  free   {human_size(free)} on the disk of {out}", flush=True)
 
 
-class SourceVideo(NamedTuple):
+class VideoSize(NamedTuple):
     """A video before it is cut: number of frames, size in px, frames a second."""
 
     frames: float
@@ -159,7 +160,7 @@ class SourceVideo(NamedTuple):
     fps: float
 
 
-def forecast(sources: Iterable[SourceVideo], settings: ClipSettings, needs: ScaleNeeds | None = None) -> Forecast:
+def forecast(sources: Iterable[VideoSize], settings: ClipSettings, needs: ScaleNeeds | None = None) -> Forecast:
     """The forecast for some videos, without what is fetched."""
     videos = clips = serving = frames_in_all = 0
     shard_bytes = pixels = 0.0
@@ -175,7 +176,7 @@ def forecast(sources: Iterable[SourceVideo], settings: ClipSettings, needs: Scal
     return Forecast(videos, clips, shard_bytes, pixels, frames_in_all, serving)
 
 
-def too_small(sources: Sequence[SourceVideo], settings: ClipSettings, needs: ScaleNeeds) -> str:
+def too_small(sources: Sequence[VideoSize], settings: ClipSettings, needs: ScaleNeeds) -> str:
     """The message for videos of which none serves a scale, with a scale that does."""
     largest, longest = max(sources, key=lambda s: s.height * s.width), max(sources, key=lambda s: s.frames / s.fps)
     text = (
@@ -205,7 +206,7 @@ def announce(
         with suppress(VideoError):
             if name not in done:
                 info = probe(video)
-                sources.append(SourceVideo(info.frames, info.height, info.width, info.fps))
+                sources.append(VideoSize(info.frames, info.height, info.width, info.fps))
     expected = forecast(sources, settings, needs)
     if needs is not None and sources and not done and not expected.serving:
         raise ConfigError(too_small(sources, settings, needs))

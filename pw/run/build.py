@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.data import Source
+from pw.data.buckets import BucketMix
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError, Seed
 from pw.io.files import digest, parse_json
@@ -210,11 +211,6 @@ class Run:
         return target if isinstance(target, TwoSteps) and target.guidance != "none" else None
 
     @property
-    def target_evaluations(self) -> int:
-        """Evaluations of the network for the target of a consistency update: of two halves, in each branch."""
-        return 2 if self.target_guidance is None else 4
-
-    @property
     def has_texts(self) -> bool:
         """Whether clips have texts other than the empty prompt."""
         return self.text is not None or self.config["data"].get("captions", "none") != "none"
@@ -237,12 +233,39 @@ class Run:
         """The steps of the grid, divided where their size changes."""
         return phases(self.grid(), self.sampling.sizes)
 
-    def latent_size(self, share: float) -> tuple[int, int]:
+    @property
+    def mix(self) -> BucketMix | None:
+        """The buckets of the training (`data.buckets`)."""
+        return getattr(self.source, "mix", None)
+
+    def in_buckets(self) -> list[tuple[Run, float]]:
+        """(the run at the size of a bucket, the share of batches that the bucket has); itself without buckets."""
+        if self.mix is None:
+            return [(self, 1.0)]
+        runs = []
+        for frames, height, width in self.mix.buckets:
+            anchor_height, anchor_width = self.anchor_size((height, width))
+            anchor = {"anchor_height": anchor_height, "anchor_width": anchor_width}
+            runs.append(replace(self, scale=replace(self.scale, frames=frames, height=height, width=width, **anchor)))
+        return [*zip(runs, self.mix.shares, strict=True)]
+
+    def anchor_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the anchor of clips of a size, px: the share of pixels that the scale's anchor has, in the
+        aspect ratio of the clips, in whole tokens."""
+        if size == self.scale.size:
+            return self.scale.anchor_size
+        share = math.sqrt(math.prod(self.scale.anchor_size) / math.prod(self.scale.size))
+        units = [self.codec.factor * patch for patch in self.backbone.patch_size[1:]]
+        rows, columns = (max(1, round(n * share / unit)) * unit for n, unit in zip(size, units, strict=True))
+        return rows, columns
+
+    def latent_size(self, share: float, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of the stage's latent at a share of its full size: the nearest whole tokens, a half down.
 
+        size  (rows, columns) of the video, px; None: those of the scale
         Raises ValueError if that leaves none.
         """
-        full = self.scale.anchor_size if self.stage == "anchor" else self.scale.size
+        full = size or (self.scale.anchor_size if self.stage == "anchor" else self.scale.size)
         units = [self.codec.factor * patch for patch in self.backbone.patch_size[1:]]
         rows, columns = (math.ceil(length // unit * share - 0.5) for length, unit in zip(full, units, strict=True))
         if min(rows, columns) < 1:

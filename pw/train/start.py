@@ -89,7 +89,7 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
         partial.write_bytes(content)
     card = {
         "name": name,
-        "recipe": shlex.join(start.config.overrides),
+        "recipe": shlex.join(o for o in start.config.overrides if override_key(o) != "data.urls"),
         "updates": start.train.updates,
         "seed": start.seed,
         "configuration": start.configuration_signature,

@@ -547,7 +547,7 @@ class TestAWrongCall:
 
     def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["scale=8k", "prompt=a", "weights=random"]) == 2
-        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, tiny")
+        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, small, tiny")
 
 
 def test_vbenchs_prompts_are_not_too_many_open_files() -> None:
