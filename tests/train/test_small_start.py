@@ -47,7 +47,7 @@ def starts(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outputs / "starts"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def shipped(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PW_STARTS", str(starts))
 
@@ -58,6 +58,7 @@ def start_of(*overrides: str) -> Run:
     return run
 
 
+@pytest.mark.usefixtures("shipped")
 class TestAStartThatWasTrainedOnShards:
     def test_is_named_after_its_scale_and_says_what_it_saw(self, starts: Path, clips: Path) -> None:
         assert sorted(path.name for path in starts.iterdir()) == ["hires-small.json", "hires-small.safetensors"]
@@ -110,10 +111,6 @@ COMMITTED = ROOT / "pw" / "starts"
 
 @pytest.mark.skipif(not (COMMITTED / "hires-small.json").exists(), reason="none is committed")
 class TestTheCommittedOne:
-    @pytest.fixture(autouse=True)
-    def committed(self, shipped: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("PW_STARTS")
-
     def test_is_the_one_that_its_recipe_asks_for_and_fits_its_network(self) -> None:
         run = build(["scale=small", "data=none"]).start_run
         assert run is not None
