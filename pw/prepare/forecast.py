@@ -148,7 +148,7 @@ class Forecast:
         print(f"  free   {human_size(free)} on the disk of {out}", flush=True)
 
 
-class SourceVideo(NamedTuple):
+class VideoSize(NamedTuple):
     """A video before it is cut: number of frames, size in px, frames a second."""
 
     frames: float
@@ -157,7 +157,7 @@ class SourceVideo(NamedTuple):
     fps: float
 
 
-def forecast(sources: Iterable[SourceVideo], settings: ClipSettings, needs: ScaleNeeds | None = None) -> Forecast:
+def forecast(sources: Iterable[VideoSize], settings: ClipSettings, needs: ScaleNeeds | None = None) -> Forecast:
     """The forecast for some videos, without what is fetched."""
     videos = clips = serving = frames_in_all = 0
     shard_bytes = pixels = 0.0
@@ -173,7 +173,7 @@ def forecast(sources: Iterable[SourceVideo], settings: ClipSettings, needs: Scal
     return Forecast(videos, clips, shard_bytes, pixels, frames_in_all, serving)
 
 
-def too_small(sources: Sequence[SourceVideo], settings: ClipSettings, needs: ScaleNeeds) -> str:
+def too_small(sources: Sequence[VideoSize], settings: ClipSettings, needs: ScaleNeeds) -> str:
     """The message for videos of which none serves a scale, with a scale that does."""
     largest, longest = max(sources, key=lambda s: s.height * s.width), max(sources, key=lambda s: s.frames / s.fps)
     text = (
@@ -203,7 +203,7 @@ def announce(
         with suppress(VideoError):
             if name not in done:
                 info = probe(video)
-                sources.append(SourceVideo(info.frames, info.height, info.width, info.fps))
+                sources.append(VideoSize(info.frames, info.height, info.width, info.fps))
     expected = forecast(sources, settings, needs)
     if needs is not None and sources and not done and not expected.serving:
         raise ConfigError(too_small(sources, settings, needs))

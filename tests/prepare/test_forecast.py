@@ -13,7 +13,7 @@ from pw.io.arguments import ConfigError, parse
 from pw.io.video import write_video
 from pw.prepare import encode
 from pw.prepare.encoding import LatentsOptions, estimate, plan_encoding
-from pw.prepare.forecast import ScaleNeeds, SourceVideo, forecast
+from pw.prepare.forecast import ScaleNeeds, VideoSize, forecast
 from pw.prepare.ingest import DataOptions, main
 from pw.prepare.source_videos import ClipSettings
 from pw.prepare.ultravideo import expected
@@ -122,14 +122,14 @@ class TestAForecast:
     def test_counts_clips_bytes_and_pixels(self) -> None:
         """121 frames at 24 of 30 frames/s: 300 frames are 240, of which one clip fits, and two every 60 frames."""
         settings = ClipSettings(frames=121, short_side=1440, fps=24)
-        source = SourceVideo(300, 2160, 3840, 30)
+        source = VideoSize(300, 2160, 3840, 30)
         made = forecast([source, source], settings, ScaleNeeds.of_scale("2k"))
         assert (made.videos, made.clips, made.serving) == (2, 2, 2)
         assert made.shard_bytes == 2 * 121 * 1440 * 2560 * 3
         assert made.disk_bytes == 2 * made.shard_bytes
         assert made.pixels == 2 * 300 * 2160 * 3840
         assert forecast([source], ClipSettings(frames=121, short_side=1440, fps=24, stride=60)).clips == 2
-        short = forecast([SourceVideo(100, 2160, 3840, 30)], settings, ScaleNeeds.of_scale("2k"))
+        short = forecast([VideoSize(100, 2160, 3840, 30)], settings, ScaleNeeds.of_scale("2k"))
         assert (short.clips, short.serving, short.shard_bytes) == (0, 0, 0)
 
     def test_is_the_same_without_a_run_that_writes(
