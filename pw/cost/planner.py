@@ -217,6 +217,9 @@ def _show_training(plan: CostPlan, console: Console) -> None:
     if training.gpus > 1 or gpus is not None:
         time = training.seconds(training.flops, plan.rates)
         console.print(f"{duration(time)} on {gpus or training.gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
+    if run.mix is not None:
+        shares = ", ".join(f"{share:.0%} {size}" for size, share in zip(run.mix.buckets, run.mix.shares, strict=True))
+        console.print(f"Buckets: {shares}. FLOPs are their mean, memory is that of the largest.")
     if not reads_pixels(run):
         console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
     console.print()

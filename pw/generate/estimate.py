@@ -6,15 +6,17 @@ import json
 import math
 from typing import Any
 
-from pw.cost.generation_cost import generation_cost
+from pw.cost.generation_cost import coding, generation_cost
 from pw.cost.rates import CPU_TFLOPS, Rates, rates_of, uniform_rates
 from pw.generate.request import GenerationRequest
 from pw.io.host import default_threads
 from pw.io.progress import duration
+from pw.nn.options import WanVAE
 
 PARTS = {
     "text": "text",
     "stage I": "anchor",
+    "video": "anchor",
     "decode": "decode",
 }  # phase of the plan -> part; the others are stage II's
 WAN_DECODER = 256  # decoder_base_dim of Wan2.2's VAE; its work grows with the square
@@ -26,11 +28,12 @@ SMALL_VAE: dict[str, Any] = {"base_dim": 8, "decoder_base_dim": 8, "num_res_bloc
 
 def has_small_vae(request: GenerationRequest) -> bool:
     """Whether a trial with random weights decodes by a small VAE: Wan's takes minutes on a CPU for any size."""
-    return request.weights is None and request.hires.scale.name == "tiny"
+    has_vae = isinstance(request.hires.codec, WanVAE)
+    return request.weights is None and request.hires.scale.name == "tiny" and has_vae
 
 
 def part_seconds(request: GenerationRequest) -> dict[str, float]:
-    """Part -> estimated seconds of one video; writing the file is in `file`, loading in none."""
+    """Part -> estimated seconds of one video, or of a window of it; `file` is writing it; loading is in none."""
     width, rates = WAN_DECODER, rates_of_request(request)
     if has_small_vae(request):
         width = SMALL_VAE["decoder_base_dim"]
@@ -38,9 +41,11 @@ def part_seconds(request: GenerationRequest) -> dict[str, float]:
         config = json.loads((request.weights / "vae" / "config.json").read_text())
         width = config.get("decoder_base_dim") or config.get("base_dim", WAN_DECODER)
     seconds = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
-    cost = generation_cost(request.hires, request.anchor)
-    for phase in cost.phases:
-        is_vae = phase.flops.encode or (phase.flops.decode and request.hires.config["codec"]["decoder"] == "vae")
+    run = request.hires
+    cost = generation_cost(run, request.anchor)
+    encode = [] if request.source is None else [coding(run, "video", run.scale.anchor_size, "encode")]
+    for phase in [*cost.phases, *encode]:
+        is_vae = phase.flops.encode or (phase.flops.decode and run.config["codec"].get("decoder", "vae") == "vae")
         share = (width / WAN_DECODER) ** 2 if is_vae else 1.0
         seconds[PARTS.get(phase.name, "hires")] += share * phase.seconds(rates)
     if request.weights is None:  # random embeddings take no time
@@ -54,6 +59,7 @@ def pays_to_compile(request: GenerationRequest) -> bool:
         return False
     seconds = part_seconds(request)
     rounds = math.ceil(len(request.prompts) / request.hires.trainer.shares)
+    rounds *= 1 if request.source is None else len(request.source.windows)
     return rounds * COMPILE_GAIN * sum(seconds[part] for part in ("anchor", "hires", "decode")) > COMPILE_SECONDS
 
 
@@ -71,9 +77,11 @@ def rates_of_request(request: GenerationRequest) -> Rates:
 def describe(request: GenerationRequest, count: int) -> str:
     """What a reader is told before `count` videos are made."""
     rates, threads = rates_of_request(request), threads_of(request)
-    seconds = part_seconds(request)
+    windows = 1 if request.source is None else len(request.source.windows)
+    seconds = {part: value * (1 if part == "text" else windows) for part, value in part_seconds(request).items()}
     rounds = math.ceil(count / request.hires.trainer.shares)
-    names = {"text": "text", "anchor": "stage I", "hires": "stage II", "decode": "decode", "file": "file"}
+    first = "stage I" if request.source is None else "encode"
+    names = {"text": "text", "anchor": first, "hires": "stage II", "decode": "decode", "file": "file"}
     parts = ", ".join(f"{name} {duration(seconds[part])}" for part, name in names.items() if seconds[part])
     at = f"{rates.linear:.3g} TFLOP/s of a process of {threads} CPU thread{'s' * (threads > 1)}, not measured here"
     at = f"{rates} for a GPU" if request.device == "cuda" else at

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from pw.generate.estimate import SMALL_VAE, has_small_vae, part_seconds
 from pw.generate.models import FileWriter, Models
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
-from pw.io.video import write_video
-from pw.nn.codec import WanCodec, random_codec
+from pw.io.video import write_frames
+from pw.nn.codec import SpaceToDepthCodec, WanCodec, random_codec
+from pw.nn.options import SpaceToDepth
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
 # progress(label, share, part_share): label of the current part, fraction of all work done, fraction of this part done
 PartProgress = Callable[[str, float, float], None]
+Codec = WanCodec | SpaceToDepthCodec
 
 
 class Task:
@@ -58,7 +62,9 @@ class Task:
         self.models, self.progress = models, progress
         self.seconds = part_seconds(request)
         self.seconds.pop("file")  # written beside the next work
-        self.required = dict.fromkeys(self.seconds, float(len(prompts)))  # prompts to make, for each part
+        count = sum(len(request.windows(prompt)) for prompt in prompts)
+        self.required = dict.fromkeys(self.seconds, float(count))  # prompts, or their windows, to make, for each part
+        self.required["text"] = float(len(prompts))
         self.completed = dict.fromkeys(self.seconds, 0.0)
 
     def skip(self, part: str, label: str) -> None:
@@ -85,9 +91,13 @@ class Task:
 
     def record_from(self, part: str, prompt: Prompt, metadata: Mapping[str, str]) -> None:
         """Record seconds and peak memory from the metadata of a latent, which an earlier call wrote."""
-        for table, key in ((self.request.seconds, "seconds"), (self.request.peaks, "peak_gb")):
-            if key in metadata:
-                table.setdefault(prompt.name, {})[part] = float(metadata[key])
+        name = self.request.video_of(prompt).name  # windows add up
+        if "seconds" in metadata:
+            seconds = self.request.seconds.setdefault(name, {})
+            seconds[part] = round(seconds.get(part, 0.0) + float(metadata["seconds"]), 3)
+        if "peak_gb" in metadata:
+            peaks = self.request.peaks.setdefault(name, {})
+            peaks[part] = max(peaks.get(part, 0.0), float(metadata["peak_gb"]))
 
 
 def _peak_gb(device: str) -> float:
@@ -123,8 +133,10 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
         raise OSError(f"{path}: {error}; remove it to make it again") from error
 
 
-def load_codec(request: GenerationRequest) -> WanCodec:
+def load_codec(request: GenerationRequest) -> Codec:
     choice: Any = request.hires.codec
+    if isinstance(choice, SpaceToDepth):
+        return SpaceToDepthCodec(choice)
     compiles = bool(request.hires.trainer.compile)
     if has_small_vae(request):
         return random_codec(choice, request.device, SMALL_VAE)
@@ -140,10 +152,13 @@ def decode(task: Task, prompts: Sequence[Prompt], writer: FileWriter) -> None:
     codec = task.models.get("codec", lambda: _load_codec(task)) if prompts else None
     for prompt in prompts:
         assert codec is not None
-        start = time.perf_counter()
-        frames = _decoded(task, codec, prompt)
+        windows = request.windows(prompt)
+        if len(windows) > 1:
+            writer.finish()  # a window of frames is in memory, beside those that are being written
+            _join_windows(task, codec, prompt, windows)
+            continue
+        frames = _decoded(task, codec, prompt)[: request.frames]
         if task.writes:
-            task.record("decode", prompt, start)
             writer.submit(partial(_finish, request, prompt, frames, writer.is_abandoned))
         del frames  # 3 GB of a 4K clip, beside those that are being written
     del codec
@@ -151,27 +166,63 @@ def decode(task: Task, prompts: Sequence[Prompt], writer: FileWriter) -> None:
     release_memory(request.device)
 
 
-def _load_codec(task: Task) -> WanCodec:
+def _join_windows(task: Task, codec: Codec, prompt: Prompt, windows: Sequence[Prompt]) -> None:
+    """Decode the windows of a video one by one into its file; neighbours are blended where they overlap."""
+    assert task.request.source is not None
+    decoded = (_decoded(task, codec, window) for window in windows)
+    shared = [task.request.source.shared_frames(window.window) for window in windows]
+    frames = itertools.islice(crossfaded(decoded, shared), task.request.frames)
+    if task.writes:
+        _finish(task.request, prompt, frames, lambda: False)
+    else:
+        deque(frames, maxlen=0)
+
+
+def crossfaded(clips: Iterable[NDArray[Any]], shared: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """The frames of clips [F, H, W, 3], of which the n-th begins with the `shared[n]` last frames of the one before:
+    these frames change linearly from the one to the other."""
+    tail = None
+    for clip, overlap, following in zip(clips, shared, [*shared[1:], 0], strict=True):
+        for number, frame in enumerate(clip[: len(clip) - following]):
+            if tail is None or number >= overlap:
+                yield frame
+            else:
+                weight = np.float32((number + 1) / (overlap + 1))
+                yield np.rint(tail[number] + weight * (frame - tail[number].astype(np.float32))).astype(np.uint8)
+        tail = clip[len(clip) - following :].copy()
+        del clip  # before the next one is decoded
+
+
+def _load_codec(task: Task) -> Codec:
     task.add("decode", 0.0, "loading the VAE")
     codec = load_codec(task.request)
     task.add("decode", 0.0, "decoding")
     return codec
 
 
-def _finish(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]) -> None:
+def _finish(
+    request: GenerationRequest, prompt: Prompt, frames: Iterable[NDArray[Any]], is_abandoned: Callable[[], bool]
+) -> None:
     """Write a video and its manifest, and remove its latents."""
-    start = time.perf_counter()
+    seconds = request.seconds.setdefault(prompt.name, {})
+    start, decoded = time.perf_counter(), seconds.get("decode", 0.0)
     _write_video(request, prompt, frames, is_abandoned)
-    request.seconds.setdefault(prompt.name, {})["file"] = round(time.perf_counter() - start, 3)
+    decoding = seconds.get("decode", 0.0) - decoded  # of frames that come one by one
+    seconds["file"] = round(time.perf_counter() - start - decoding, 3)
     write_json(request.manifest(prompt), manifest(request, prompt))
     request.remove_latents(prompt)
 
 
-def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
-    """The video as uint8 [F, H, W, 3], decoded in bands of rows: in fp32 a 4K clip has 12 GB."""
+def _decoded(task: Task, codec: Codec, prompt: Prompt) -> NDArray[Any]:
+    """A video, or a window of one, as uint8 [F, H, W, 3], decoded in bands of rows: in fp32 a 4K clip has 12 GB."""
     run, trainer = task.request.hires, task.request.hires.trainer
+    start = time.perf_counter()
     latent = load_latent(task.request.latent_file(prompt))[0].to(task.request.device)
     height, width = run.scale.size
+    if isinstance(codec, SpaceToDepthCodec):
+        frames = pixels_of(codec.decode(latent)[0])
+        task.record("decode", prompt, start)
+        return frames
     frames = np.empty((run.scale.frames, height, width, 3), dtype=np.uint8)
     tiles = math.prod(map(len, codec.choice.tiles(height, width)))
     calls = math.ceil(tiles / trainer.context) * latent.shape[2]  # of the decoder, for each tile and latent frame
@@ -181,6 +232,8 @@ def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
             frames[:, row : row + band.shape[-2]] = pixels_of(band[0])
     finally:
         hook.remove()
+    if task.writes:
+        task.record("decode", prompt, start)
     return frames
 
 
@@ -196,14 +249,16 @@ def pixels_of(band: Tensor) -> NDArray[Any]:
 
 
 def _write_video(
-    request: GenerationRequest, prompt: Prompt, frames: NDArray[Any], is_abandoned: Callable[[], bool]
+    request: GenerationRequest, prompt: Prompt, frames: Iterable[NDArray[Any]], is_abandoned: Callable[[], bool]
 ) -> None:
-    path, options = request.video(prompt), request.options
+    path, source = request.video(prompt), request.source
     if path.suffix != ".png":
-        write_video(path, frames, options.fps, options.lossless, request.crf, is_abandoned)
+        shape = (request.frames, *request.hires.scale.size, 3)
+        sound = source.path if source is not None and source.audio else None
+        write_frames(path, frames, shape, request.fps, request.options.lossless, request.crf, is_abandoned, sound)
         return
     with replacing(path) as partial:
-        Image.fromarray(frames[0]).save(partial, format="png")
+        Image.fromarray(next(iter(frames))).save(partial, format="png")
 
 
 def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
@@ -214,13 +269,15 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "file": request.video(prompt).name,
         "scale": run.scale.name,
         "size": [run.scale.width, run.scale.height],
-        "frames": run.scale.frames,
-        "fps": request.options.fps,
+        "frames": request.frames,
+        "fps": request.fps,
         "quality": request.quality,
         "decode": decode_entry(request),
         "weights": None if request.weights is None else str(request.weights),
-        "anchor": _stage_entry(request.anchor, request.anchor_source),
-        "hires": _stage_entry(run, request.hires_source),
+        "anchor": request.anchor and _stage_entry(request.anchor, request.anchor_source, request.anchor_loras),
+        "video": None if request.source is None else request.source.entry(run),
+        "hires": _stage_entry(run, request.hires_source, request.hires_loras),
+        "image": None if request.image is None else request.image.entry(run),
         "anchor_from": None if prompt.anchor is None else str(prompt.anchor),
         "identity": request.identity,
         "seconds": request.seconds.get(prompt.name, {}),
@@ -236,13 +293,16 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
 def decode_entry(request: GenerationRequest) -> dict[str, Any]:
     codec: Any = request.hires.codec
     names = ("decoder", "decoder_file", "precision", "overlap")
+    if isinstance(codec, SpaceToDepth):
+        return {}
     return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 
 
-def _stage_entry(run: Run, source: str) -> dict[str, Any]:
+def _stage_entry(run: Run, source: str, loras: Sequence[tuple[Path, float]]) -> dict[str, Any]:
     grid = run.grid()
     return {
         "weights": source,
+        "lora": [{"file": str(path), "scale": scale} for path, scale in loras],
         "signature": run.signature,
         "steps": run.sampling.num_steps,
         "timesteps": [round(float(t), 3) for t in grid],

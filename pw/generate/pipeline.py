@@ -26,7 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pw.cost.counts import stage_latent
+from pw.cost.counts import evaluations, stage_latent
 from pw.generate.estimate import describe, has_small_vae, threads_of
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
 from pw.io.arguments import Command, to_words
@@ -105,8 +105,9 @@ def locked_prompts(request: GenerationRequest, locks: ExitStack) -> list[Prompt]
     if todo:
         check_disk(request, len(todo))
 
-    def finished_parts(prompt: Prompt) -> tuple[bool, bool]:
-        return request.latent_file(prompt).exists(), prompt.anchor is not None or request.anchor_file(prompt).exists()
+    def finished_parts(prompt: Prompt) -> tuple[int, bool]:
+        latents = sum(request.latent_file(window).exists() for window in request.windows(prompt))
+        return latents, prompt.anchor is not None or request.anchor_file(prompt).exists()
 
     return sorted(todo, key=finished_parts) if request.is_split else todo
 
@@ -114,8 +115,10 @@ def locked_prompts(request: GenerationRequest, locks: ExitStack) -> list[Prompt]
 def check_disk(request: GenerationRequest, count: int) -> None:
     """Raises ConfigError unless `count` videos fit on the disk: latents in fp32, and videos with 1 bit per pixel."""
     run = request.hires
-    latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
-    pixels = run.scale.frames * run.scale.height * run.scale.width
+    windows = 1 if request.source is None else len(request.source.windows)
+    kept = 1 if windows == 1 else 1 + evaluations(run)  # velocities, in fp32, until the video is done
+    latents = 4 * windows * (kept * prod(stage_latent(run)) + prod(request.anchor_latent))
+    pixels = request.frames * run.scale.height * run.scale.width
     required = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
     purpose = f"for {count} video{'' if count == 1 else 's'}"
     check_space("out", request.out, required, "free some, or choose another out=", purpose)
@@ -163,7 +166,10 @@ def announce(request: GenerationRequest) -> None:
     count = sum(not request.is_done(prompt) for prompt in request.prompts)
     if PLACE in os.environ or not count:
         return
-    if request.weights is None:
+    for source in (request.source, request.image):
+        if source is not None:
+            print(source.line(request.hires), file=sys.stderr)
+    if request.weights is None and (request.hires.text is not None or request.hires_source == "random"):
         real = "its VAE is a small one" if has_small_vae(request) else "its time and memory are real"
         print(f"weights=random: the video is noise; {real}", file=sys.stderr)
     print(describe(request, count), file=sys.stderr, flush=True)

@@ -33,8 +33,16 @@ NETWORK_GROUPS = {
 }
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides of stage II, those of stage I: `anchor.KEY=VALUE`). Raises ConfigError for one that is not allowed."""
+def has_own_codec(video: Path | None, weights: str | None, overrides: Sequence[str]) -> bool:
+    """Whether a video is made at the tiny scale as it is trained: by its lossless codec, and without text."""
+    return video is not None and weights is None and "scale=tiny" in overrides
+
+
+def split_overrides(arguments: Sequence[str], own: bool = False) -> tuple[list[str], list[str]]:
+    """(overrides of stage II, those of stage I: `anchor.KEY=VALUE`). Raises ConfigError for one that is not allowed.
+
+    own  see `has_own_codec`
+    """
     overrides = [argument for argument in arguments if not argument.startswith("anchor.")]
     anchor_overrides = [argument.removeprefix("anchor.") for argument in arguments if argument.startswith("anchor.")]
     for argument in arguments:
@@ -44,18 +52,25 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if override.startswith("trainer.weights="):
             raise ConfigError(f"{argument}: use weights=DIR instead")
         if override_key(override).split(".")[0] == "anchors":
-            raise ConfigError(f"{argument}: stage I makes the anchors; set anchor.KEY=VALUE, or anchors_from=DIR")
+            raise ConfigError(
+                f"{argument}: stage I makes the anchors; set anchor.KEY=VALUE, or anchors_from=DIR; or "
+                "degradation=…, for that of video="
+            )
+        if own:
+            continue
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+        if override == "scale=small":
+            raise ConfigError(f"{argument}: has no prompts and no VAE; `pw sample` samples it, scale=2k makes videos")
         if override == "codec=space_to_depth":
             raise ConfigError(f"{argument}: a video is decoded by Wan's VAE; leave it at wan_vae")
-    _check_keys(overrides, anchor_overrides)
+    _check_keys(overrides, anchor_overrides, own)
     return overrides, anchor_overrides
 
 
-def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str]) -> None:
+def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str], own: bool) -> None:
     """Raises ConfigError for a key that is not in the configuration, before weights and anchors are looked for."""
-    common = _scale_overrides(overrides)
+    common = _scale_overrides(overrides, own)
     compose_run([*common, "stage=hires", *overrides])
     try:
         compose_run([*common, "stage=anchor", *anchor_overrides])
@@ -63,10 +78,10 @@ def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str]) -> No
         raise error.with_prefix("anchor.") from error
 
 
-def _scale_overrides(overrides: Sequence[str]) -> list[str]:
-    """The scale of both stages, and what it needs to make a video."""
+def _scale_overrides(overrides: Sequence[str], own: bool = False) -> list[str]:
+    """The scale of both stages, and what it needs to make a video; `own`: see `has_own_codec`."""
     scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
-    return [scale, *(TINY if scale == "scale=tiny" else ())]
+    return [scale, *(TINY if scale == "scale=tiny" and not own else ())]
 
 
 def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:
@@ -93,14 +108,22 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
     path = Path(value).expanduser()
     if not path.exists():
         raise ConfigError(f"{stage}={value}: no such file, folder or signature")
+    if (path / "pytorch_lora_weights.safetensors").exists() and not (path / "transformer").exists():
+        raise ConfigError(
+            f"{stage}={value}: an export of adapters alone; `pw export run=… merge=true` writes all weights"
+        )
     training = path if path.is_dir() else path.parent
     if training.absolute().parent.name == "train" and (training / "done.json").exists():
         weights_of(training, WEIGHTS if path.is_dir() else path.name)
     return str(path)
 
 
-def with_training(source: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides, after those that the training of `source`, or its export, used for its network."""
+def with_training(source: str, overrides: Sequence[str], *, anchors: bool = False) -> list[str]:
+    """The overrides, after those that the training of `source`, or its export, used for its network.
+
+    anchors  also its degradation, to make anchors as it did
+    """
+    groups = NETWORK_GROUPS | ({"degradation"} if anchors else set())
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     export_config = path / "pixelwizard" / "config.json"
@@ -115,7 +138,7 @@ def with_training(source: str, overrides: Sequence[str]) -> list[str]:
     def is_used(override: str) -> bool:
         key = override_key(override)
         group = key.split(".")[0]
-        return group in NETWORK_GROUPS and not replaced_keys & {key, group}
+        return group in groups and not replaced_keys & {key, group}
 
     return [*filter(is_used, training_overrides), *overrides]
 
@@ -124,14 +147,9 @@ def stage_runs(
     overrides: Sequence[str], anchor_overrides: Sequence[str], weights: Path | None, frames: int | None
 ) -> tuple[Run, Run]:
     """(stage II, stage I) as runs, with the sizes of `weights`. Raises ConfigError with the override."""
-    from pw.io.wan_weights import overrides_of
-
-    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={weights}"]
-    if frames is not None:
-        sizes.append(f"scale.frames={frames}")
-    common = [*_scale_overrides(overrides), *sizes]
+    common = _common_overrides(overrides, weights, frames)
     shared_overrides = [o for o in overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
-    hires = build(_last_of_each([*common, "stage=hires", *overrides]))
+    hires = hires_run(overrides, weights, frames)
     objectives = ["objective=flow", *(o for o in anchor_overrides if override_key(o) == "objective")]
     sampling = WAN_SAMPLING if objectives[-1] == "objective=flow" else FEW_STEPS
     try:
@@ -141,8 +159,33 @@ def stage_runs(
         if key in {override_key(o) for o in (*common, *shared_overrides)}:
             raise
         raise error.with_prefix("anchor.") from error  # the key as the user writes it
-    _check_stages(hires, anchor)
+    _check_stage("anchor.", anchor)
+    for key in ("accelerator", "strategy", "devices", "nodes", "context"):
+        expected, actual = getattr(hires.trainer, key), getattr(anchor.trainer, key)
+        if expected != actual:
+            raise ConfigError(f"anchor.trainer.{key}={actual}: stage II has {expected}")
     return hires, anchor
+
+
+def hires_run(overrides: Sequence[str], weights: Path | None, frames: int | None, *, own: bool = False) -> Run:
+    """Stage II as a run, with the sizes of `weights`; `own`: see `has_own_codec`. Raises ConfigError."""
+    common = _common_overrides(overrides, weights, frames, own)
+    hires = build(_last_of_each([*common, "stage=hires", *overrides]))
+    if hires.injector is None:
+        raise ConfigError("injector=none: stage II needs an anchor; choose the injector that it was trained with")
+    _check_stage("", hires)
+    return hires
+
+
+def _common_overrides(
+    overrides: Sequence[str], weights: Path | None, frames: int | None, own: bool = False
+) -> list[str]:
+    from pw.io.wan_weights import overrides_of
+
+    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={weights}"]
+    if frames is not None:
+        sizes.append(f"scale.frames={frames}")
+    return [*_scale_overrides(overrides, own), *sizes]
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -150,27 +193,20 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
     return list({override_key(o): o for o in overrides}.values())
 
 
-def _check_stages(hires: Run, anchor: Run) -> None:
-    """Raises ConfigError for a guidance, an injector or a trainer that cannot generate from a prompt."""
-    if hires.injector is None:
-        raise ConfigError("injector=none: stage II needs an anchor; choose the injector that it was trained with")
-    for prefix, run in (("", hires), ("anchor.", anchor)):
-        if run.guidance.drop != "text":
-            raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
-        if run.scale.anchor_upsample == "pixel" and run.sampling.sizes is not None:
-            raise ConfigError(
-                f"{prefix}sampling.sizes={list(run.sampling.sizes)}: with scale.anchor_upsample=pixel the VAE would "
-                "have to be beside the network; set scale.anchor_upsample=latent"
-            )
-        if run.trainer.strategy not in ("single", "fsdp"):
-            raise ConfigError(
-                f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
-                "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
-            )
-    for key in ("accelerator", "strategy", "devices", "nodes", "context"):
-        expected, actual = getattr(hires.trainer, key), getattr(anchor.trainer, key)
-        if expected != actual:
-            raise ConfigError(f"anchor.trainer.{key}={actual}: stage II has {expected}")
+def _check_stage(prefix: str, run: Run) -> None:
+    """Raises ConfigError for a guidance or a trainer that cannot generate from a prompt."""
+    if run.guidance.drop != "text":
+        raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
+    if run.scale.anchor_upsample == "pixel" and run.sampling.sizes is not None:
+        raise ConfigError(
+            f"{prefix}sampling.sizes={list(run.sampling.sizes)}: with scale.anchor_upsample=pixel the VAE would "
+            "have to be beside the network; set scale.anchor_upsample=latent"
+        )
+    if run.trainer.strategy not in ("single", "fsdp"):
+        raise ConfigError(
+            f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
+            "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
+        )
 
 
 def check_processes(run: Run) -> None:
@@ -196,7 +232,7 @@ def check_decoder(run: Run) -> None:
         raise ConfigError(f"codec.decoder_file={file}: no such file; taew2_2.safetensors of TAEHV is one")
 
 
-def with_tiles(hires: Run, anchor: Run) -> tuple[Run, Run]:
+def with_tiles(hires: Run, anchor: Run | None) -> tuple[Run, Run | None]:
     """The stages with the tile of `codec.tile=auto`, by the memory of the smallest GPU; on a CPU it stays."""
     if hires.trainer.accelerator != "gpu":
         return hires, anchor
@@ -206,18 +242,17 @@ def with_tiles(hires: Run, anchor: Run) -> tuple[Run, Run]:
     memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
     tiled_hires, tiled_anchor = with_tile((hires, anchor), memory)
     assert tiled_hires is not None
-    assert tiled_anchor is not None
     return tiled_hires, tiled_anchor
 
 
-def check_memory(hires: Run, anchor: Run) -> None:
+def check_memory(hires: Run, anchor: Run | None) -> None:
     """Raises ValueError, with the nearest setting that fits, if the memory of the GPU or of the CPU is too small."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory
         return
     from pw.cost.generation_cost import waiting_bytes
     from pw.cost.verdicts import check_generation
 
-    need, free = max(waiting_bytes(run) for run in (hires, anchor)), free_memory()
+    need, free = max(waiting_bytes(run) for run in (hires, anchor) if run is not None), free_memory()
     if need > free:
         remedy = "leave it out" if hires.trainer.storage == "fp8" else "set trainer.storage=fp8, which takes half, too"
         raise ConfigError(

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,17 +26,16 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from pw.io.audio import AudioCopy
 from pw.io.container_ends import missing_bytes, outer_parts
 from pw.io.ffv1 import has_right_checksums
 from pw.io.files import replacing
 from pw.io.hdr import HLG, PEAK, PQ, peak_of, tone_map
-from pw.io.video_files import foreign_container
+from pw.io.video_files import SAFE_INPUT, foreign_container
 
 Frames = NDArray[np.uint8]
 Matrix = tuple[int, int, int, int]  # a, b, c, d of a display matrix
 
-# Demuxers, not file extensions: hls, concat and similar ones would open URLs in the file.
-SAFE_INPUT = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "file"}
 # Pixels of a picture below which one thread is faster: 3 frames of 24x24 take 0.4 ms, a thread pool milliseconds.
 ONE_THREAD_BELOW = 256 * 256
 # Matroska has no frame count of its own; DURATION alone finds a missing frame only when the rate is steady.
@@ -100,11 +99,43 @@ def write_video(
         raise ValueError(f"4:2:0 needs even sizes, not {frames.shape[1:3]}: use lossless=True")
     if not 0 < fps <= 1000:
         raise ValueError(f"fps must be in (0, 1000], not {fps}")
+    write_frames(path, frames, frames.shape, fps, lossless, crf, is_abandoned)
+
+
+def write_frames(
+    path: Path,
+    frames: Iterable[Frames],
+    shape: tuple[int, ...],
+    fps: float,
+    lossless: bool,
+    crf: int,
+    is_abandoned: Callable[[], bool],
+    sound: Path | None = None,
+) -> None:
+    """`write_video` of frames that come one by one: `shape` is (F, H, W, 3).
+
+    sound  a video whose first sound track is copied, from its first picture on, to the end of the frames
+    """
     with replacing(path) as partial:
         kept = (image for image in frames if not is_abandoned())
-        _encode(partial, kept, frames.shape, Fraction(fps).limit_denominator(1001), lossless, crf)
+        _encode(partial, kept, shape, Fraction(fps).limit_denominator(1001), lossless, crf, sound)
         if is_abandoned():
             raise InterruptedError(f"{path}: was not finished")
+
+
+def frames_at(path: str | os.PathLike[str], fps: float, count: int) -> Iterator[Frames]:
+    """`count` frames, uint8 `[H, W, 3]`, at the times n / fps after the first: each the nearest of the file, the
+    earlier of two. The last one is repeated at the end. Raises as `decode`."""
+    number, first, before = 0, None, None
+    for frame in decode(path):
+        first = frame.time if first is None else first
+        while before is not None and number < count and first + number / fps <= (before.time + frame.time) / 2:
+            yield before.image
+            number += 1
+        before = frame
+    assert before is not None
+    for _ in range(number, count):
+        yield before.image
 
 
 def read_video(path: str | os.PathLike[str]) -> Frames:
@@ -199,9 +230,16 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
 
 
 def _encode(
-    path: Path, frames: Iterable[Frames], shape: tuple[int, ...], fps: Fraction, lossless: bool, crf: int
+    path: Path,
+    frames: Iterable[Frames],
+    shape: tuple[int, ...],
+    fps: Fraction,
+    lossless: bool,
+    crf: int,
+    sound: Path | None,
 ) -> None:
-    with av.open(str(path), "w", format="matroska" if lossless else "mp4") as container:
+    with ExitStack() as stack:
+        container = stack.enter_context(av.open(str(path), "w", format="matroska" if lossless else "mp4"))
         container.metadata.update({COUNT_TAG: str(shape[0]), SIZE_TAG: f"{shape[2]}x{shape[1]}"})
         options = {"level": "3", "slicecrc": "1"} if lossless else {"crf": str(crf), "preset": "veryfast"}
         stream: Any = container.add_stream("ffv1" if lossless else "libx264", rate=fps, options=options)
@@ -211,7 +249,9 @@ def _encode(
         if not lossless:  # without tags a player guesses the matrix from the picture size
             context = stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-        for image in frames:
+        if sound is not None:
+            audio = stack.enter_context(closing(AudioCopy(sound, next(decode(sound)).time, container)))
+        for number, image in enumerate(frames, start=1):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             if lossless:
                 picture = picture.reformat(format="bgr0", threads=threads)
@@ -219,6 +259,8 @@ def _encode(
                 picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", threads=threads)
                 picture.colorspace = 1
             container.mux(stream.encode(picture))
+            if sound is not None:
+                audio.until(float(number / fps))
         container.mux(stream.encode())
 
 

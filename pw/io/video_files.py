@@ -14,6 +14,8 @@ UNREAD_SUFFIXES = (
 )
 """Videos in other containers, which are named but not read."""
 
+# Demuxers, not file extensions: hls, concat and similar ones would open URLs in the file.
+SAFE_INPUT = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "file"}
 SIGNATURES = {
     b"\x00\x00\x01\xba": "an MPEG program stream (.mpg)",
     b"FLV\x01": "a Flash video (.flv)",

@@ -96,6 +96,7 @@ class Backbone(nn.Module):
         anchor: Tensor | None = None,
         *,
         sigma_timestep: Tensor,
+        clean_frames: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, C, F, h, w] of a state [B, C, F, h, w].
 
@@ -103,6 +104,8 @@ class Backbone(nn.Module):
         sigma_timestep    [B], 1000 sigma: Wan's timestep input. One per sample: one per token costs 29 GB at 4K
         text              [B, tokens, text_dim]
         anchor            anchor latent [B, C, F, h', w'] or None for a network without injector
+        clean_frames      [B], number of the first latent frames whose tokens have timestep and stride 0, as in image to
+                          video: timesteps are then one per token (those of the injector's gate one per sample)
 
         Raises ValueError for a network with an injector and no anchor, or the reverse.
         """
@@ -116,6 +119,13 @@ class Backbone(nn.Module):
         frames, rows, columns = (n // p for n, p in zip(state.shape[-3:], self.dit.config["patch_size"], strict=True))
         if self.injector is not None and anchor is not None:
             context["anchor"] = self.injector(anchor, (rows, columns), timestep, stride, self.part)
+        if clean_frames is not None:
+            noisy = torch.arange(frames, device=state.device) >= clean_frames[:, None]
+            noisy = noisy.repeat_interleave(rows * columns, 1).chunk(self.part[1], 1)[self.part[0]]
+            with without_autocast(state.device):
+                at_rest = self.stride_embedding(torch.zeros_like(stride))
+            context["stride"] = torch.where(noisy[..., None], context["stride"][:, None], at_rest[:, None])
+            sigma_timestep = sigma_timestep[:, None] * noisy
         if self.attention is not None:
             context["mask"] = SparseMask(self.attention, (frames, rows, columns), anchor)
         self._context = context

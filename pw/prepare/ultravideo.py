@@ -39,7 +39,7 @@ from pw.io.console import printable
 from pw.io.files import check_space, check_writable, free_space, human_size, length, parse_json, replacing, write_json
 from pw.io.video_files import is_video
 from pw.prepare.captions import CaptionRow, read_captions
-from pw.prepare.forecast import Forecast, SourceVideo, forecast
+from pw.prepare.forecast import Forecast, VideoSize, forecast
 from pw.prepare.ingest import DataOptions, ingest, print_next
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
@@ -105,7 +105,7 @@ def expected(options: DataOptions, zip_bytes: float | None = None) -> Forecast:
     """
     clip_bytes, height, width = COPIES[options.size]
     videos = options.taste or (CLIPS if zip_bytes is None else math.ceil(zip_bytes / clip_bytes))
-    source = SourceVideo(SECONDS * RATE, height, width, RATE)
+    source = VideoSize(SECONDS * RATE, height, width, RATE)
     if options.needs is not None and (height < options.needs.crop.height or width < options.needs.crop.width):
         raise ConfigError(f"size={options.size}: has {height} x {width} px; {options.needs}: use size=native")
     one = forecast([source], options.settings)

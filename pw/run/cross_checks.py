@@ -21,17 +21,30 @@ DENSE_MASK = 4096  # tokens of a clip, above which a mask of all pairs is too la
 
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
-    positions = _check_sizes(run)
-    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
-    _check_trainer(run, frames * rows * columns)
-    _check_attention(run, (frames, rows, columns))
+    _check_grid(run)
+    for sized, _ in run.in_buckets() if run.mix is not None else ():
+        try:
+            _check_grid(sized)
+            _check_sizes_and_init(sized)
+        except ConfigError as error:
+            bucket = [sized.scale.frames, *sized.scale.size]
+            raise error.with_prefix(f"data.buckets, {bucket} (frames, height, width): ") from error
     _check_placement(run)
     _check_data(run)
     _check_anchor(run)
+    _check_lora(run)
     check_objective(run)
     _check_guidance(run)
     _check_sizes_and_init(run)
     _check_weights(run)
+
+
+def _check_grid(run: Run) -> None:
+    """The clips of a run fit codec, network, processes and attention."""
+    positions = _check_sizes(run)
+    frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
+    _check_trainer(run, frames * rows * columns)
+    _check_attention(run, (frames, rows, columns))
 
 
 def _check_sizes(run: Run) -> list[int]:
@@ -48,6 +61,11 @@ def _check_sizes(run: Run) -> list[int]:
     size_names = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
     with as_config_error():
         frames = codec.latent_frames(scale.frames)
+    if run.train.image_share and frames < 2:
+        raise ConfigError(
+            f"train.image_share={run.train.image_share:g}: scale.frames={scale.frames} is one latent frame, "
+            "which leaves nothing to generate; leave it at 0, or set more frames"
+        )
     positions = [frames, *(getattr(scale, name) // codec.factor for name in size_names)]
     for name, length, patch in zip(("frames", *size_names), positions, backbone.patch_size, strict=True):
         if length % patch:
@@ -209,6 +227,26 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
 
 
+def _check_lora(run: Run) -> None:
+    """Low-rank adapters have settings where they are trained; their dropout is the same in every arrangement."""
+    lora = run.train.low_rank
+    if lora is None:
+        for override in run.config.overrides:
+            if override.startswith("train.lora."):
+                raise ConfigError(
+                    f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora"
+                )
+        return
+    with as_config_error():
+        lora.check(run.backbone)
+    if lora.dropout and (run.trainer.context > 1 or run.trainer.compile):
+        key = "context" if run.trainer.context > 1 else "compile"
+        raise ConfigError(
+            f"train.lora.dropout={lora.dropout:g}: with trainer.{key}={getattr(run.trainer, key)} its masks would not "
+            "be those of one process; set it to 0"
+        )
+
+
 def _check_guidance(run: Run) -> None:
     """Guidance needs a condition to drop that training dropped, too."""
     guidance, choice = run.guidance, run.config.choices["guidance"]
@@ -249,8 +287,11 @@ def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
 
 def _check_trained_texts(run: Run, words: str, other: str) -> None:
     """Raises ConfigError where training sees the empty prompt alone, so that to drop a text changes nothing."""
-    if run.text is not None and run.config.choices["data"] == "shards":
-        raise ConfigError(f"{words}: clips of data=shards have the empty prompt alone; set {other}, or data=latents")
+    if run.text is not None and not getattr(run.source, "has_captions", True):
+        raise ConfigError(
+            f"{words}: no clip of data.urls={run.config['data']['urls']} has a caption; set {other}, or make shards "
+            "with captions (`pw data path=DIR captions=FILE`)"
+        )
     if not run.has_texts:
         raise ConfigError(
             f"{words}: at scale={run.scale.name} there is only the empty prompt; set {other}, or data.captions=texture"

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pw.io.arguments import Range, Seed, check_path
+from pw.nn import options
 from pw.run.strategies import Constraint
 
 Count = Annotated[int, Constraint(lambda count: count >= 1, "needs at least 1")]
@@ -72,8 +73,11 @@ class Train:
 
     condition_dropout  share of clips without condition: text and anchor both
     dropout            `both_or_text`: as many again without text alone, which `guidance.drop=text` evaluates
+    image_share        share of clips whose first latent frame is given, and no part of the loss (`pw.stages.given`)
     sizes              shares of the full size, one of which each batch has, drawn evenly: [0.5,1,1,1] is a quarter at
                        half size; null: all at full size
+    trainable          `adapters`: injector and stride embedding; `lora`: these and low-rank adapters of the transformer
+                       (`lora`), whose weights are then in bf16 with precision=bf16; `all`
     """
 
     updates: Annotated[
@@ -84,8 +88,10 @@ class Train:
     precision: Literal["fp32", "bf16"]
     condition_dropout: Annotated[float, Constraint(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
     dropout: Literal["both", "both_or_text"]
+    image_share: Annotated[float, Constraint(lambda share: 0 <= share <= 1, "a share of the clips, 0 to 1")]
     sizes: tuple[float, ...] | None
-    trainable: Literal["all", "adapters"]
+    trainable: Literal["all", "adapters", "lora"]
+    lora: options.Lora
     checkpoint_activations: bool
     checkpoint_every: Count
 
@@ -97,6 +103,11 @@ class Train:
                 f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text above 0, e.g. 0.1, "
                 "and at most 0.5"
             )
+
+    @property
+    def low_rank(self) -> options.Lora | None:
+        """The low-rank adapters; None if they are not trained."""
+        return self.lora if self.trainable == "lora" else None
 
 
 def _check_sizes(key: str, sizes: tuple[float, ...]) -> None:

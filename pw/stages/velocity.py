@@ -14,7 +14,6 @@ from pw.method.guidance import Guidance
 from pw.method.path import Velocity
 from pw.method.schedule import Schedule
 from pw.nn.adapters import resize_frames
-from pw.nn.backbone import Backbone
 from pw.run.build import Run
 
 
@@ -39,7 +38,7 @@ class Condition:
         return Condition(self.text, None if self.anchor is None else change(self.anchor))
 
 
-def velocity(net: Backbone, condition: Condition, schedule: Schedule) -> Velocity:
+def velocity(net: Callable[..., Tensor], condition: Condition, schedule: Schedule) -> Velocity:
     """The network as a function of (state, timestep, stride), with everything else bound."""
 
     def velocity(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ def noise_of_phases(run: Run, noise: Tensor, *entropy: int) -> list[Tensor]:
 @torch.no_grad()
 def integrate(
     run: Run,
-    net: Backbone,
+    net: Callable[..., Tensor],
     noise: Tensor | Sequence[Tensor],
     condition: Condition,
     null: Condition | None = None,
@@ -101,7 +100,11 @@ def integrate(
 
 
 def _sampled_velocity(
-    run: Run, net: Backbone, condition: Condition, null: Condition | None, on_evaluation: Callable[[], None] | None
+    run: Run,
+    net: Callable[..., Tensor],
+    condition: Condition,
+    null: Condition | None,
+    on_evaluation: Callable[[], None] | None,
 ) -> Velocity:
     """The velocity under the run's guidance and grid."""
 
@@ -130,7 +133,7 @@ def _with_callback(inner: Velocity, on_evaluation: Callable[[], None] | None) ->
     return velocity
 
 
-def _both_branches(net: Backbone, condition: Condition, null: Condition, schedule: Schedule) -> Velocity:
+def _both_branches(net: Callable[..., Tensor], condition: Condition, null: Condition, schedule: Schedule) -> Velocity:
     """Both branches of guidance in one batch: [2 B, …], the conditioned branch first."""
     anchors = (condition.anchor, null.anchor)
     anchor = torch.cat([a for a in anchors if a is not None]) if condition.anchor is not None else None

@@ -155,6 +155,19 @@ def test_one_timestep_per_sample_is_what_one_per_token_is_in_the_stock_model():
     torch.testing.assert_close(per_sample, per_token, atol=1e-5, rtol=0)
 
 
+def test_clean_frames_have_timestep_and_stride_zero_at_their_tokens_alone():
+    """All frames clean is timestep and stride 0; the gate of the injector has those of the sample."""
+    net, arguments = backbone(None, awake=True), inputs()
+    arguments["anchor"] = None
+    zeros = torch.zeros_like(arguments["stride"])
+    at_rest = net(**arguments | {"stride": zeros, "sigma_timestep": zeros})
+    torch.testing.assert_close(net(**arguments, clean_frames=torch.tensor([2, 2])), at_rest, atol=1e-5, rtol=0)
+    one, noisy = net(**arguments, clean_frames=torch.tensor([1, 0])), net(**arguments)
+    assert (one - at_rest)[0].abs().max() > 1e-3
+    assert (one - noisy)[0].abs().max() > 1e-3
+    torch.testing.assert_close(one[1], noisy[1], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("blocks", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 def test_the_anchor_is_added_to_the_input_of_the_blocks_it_names_and_no_other(blocks: tuple[int, ...]):
     net = backbone(replace(GATED, blocks=blocks), awake=True)

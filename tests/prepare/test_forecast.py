@@ -13,7 +13,7 @@ from pw.io.arguments import ConfigError, parse
 from pw.io.video import write_video
 from pw.prepare import encode
 from pw.prepare.encoding import LatentsOptions, estimate, plan_encoding
-from pw.prepare.forecast import ScaleNeeds, SourceVideo, forecast
+from pw.prepare.forecast import ScaleNeeds, VideoSize, forecast
 from pw.prepare.ingest import DataOptions, main
 from pw.prepare.source_videos import ClipSettings
 from pw.prepare.ultravideo import expected
@@ -38,8 +38,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestAScale:
     @pytest.mark.parametrize(
         ("scale", "frames", "short_side", "fps"),
-        # 16:9 clips of 1440 px cover 2560 x 1440; those of 2160 px 3840 x 2144; 832 px are 468 px high
-        [("2k", 121, 1440, 24), ("4k", 121, 2160, 24), ("proxy", 49, 468, 24), ("tiny", 5, 80, 0)],
+        # 16:9 clips of 1440 px cover 2560 x 1440; those of 2160 px 3840 x 2144; 832 px are 468 px high; 64 px crops are
+        # half of 128 px
+        [
+            *(("2k", 121, 1440, 24), ("4k", 121, 2160, 24), ("proxy", 49, 468, 24)),
+            *(("small", 9, 128, 0), ("tiny", 5, 80, 0)),
+        ],
     )
     def test_sets_frames_size_and_rate(self, scale: str, frames: int, short_side: int, fps: float) -> None:
         settings = options("path=x", f"scale={scale}").settings
@@ -54,7 +58,7 @@ class TestAScale:
         [
             (("scale=2k", "frames=5"), r"frames=5: scale=2k needs 121 or more; leave frames= out"),
             (("scale=2k", "short_side=720"), r"short_side=720: scale=2k needs 1440 or more"),
-            (("scale=3k",), r"scale is one of 2k, 4k, proxy, tiny"),
+            (("scale=3k",), r"scale is one of 2k, 4k, proxy, small, tiny"),
         ],
     )
     def test_is_not_made_smaller(self, words: tuple[str, ...], message: str) -> None:
@@ -122,14 +126,14 @@ class TestAForecast:
     def test_counts_clips_bytes_and_pixels(self) -> None:
         """121 frames at 24 of 30 frames/s: 300 frames are 240, of which one clip fits, and two every 60 frames."""
         settings = ClipSettings(frames=121, short_side=1440, fps=24)
-        source = SourceVideo(300, 2160, 3840, 30)
+        source = VideoSize(300, 2160, 3840, 30)
         made = forecast([source, source], settings, ScaleNeeds.of_scale("2k"))
         assert (made.videos, made.clips, made.serving) == (2, 2, 2)
         assert made.shard_bytes == 2 * 121 * 1440 * 2560 * 3
         assert made.disk_bytes == 2 * made.shard_bytes
         assert made.pixels == 2 * 300 * 2160 * 3840
         assert forecast([source], ClipSettings(frames=121, short_side=1440, fps=24, stride=60)).clips == 2
-        short = forecast([SourceVideo(100, 2160, 3840, 30)], settings, ScaleNeeds.of_scale("2k"))
+        short = forecast([VideoSize(100, 2160, 3840, 30)], settings, ScaleNeeds.of_scale("2k"))
         assert (short.clips, short.serving, short.shard_bytes) == (0, 0, 0)
 
     def test_is_the_same_without_a_run_that_writes(

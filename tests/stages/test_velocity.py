@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
 from pw.cost.counts import evaluations
 from pw.io.wan_weights import overrides_of
 from pw.nn.backbone import Backbone
+from pw.nn.codec import WanCodec
 from pw.nn.networks import Network, load_network
 from pw.run.build import Run, build
+from pw.stages.given import GivenFrame
 from pw.stages.velocity import Condition, integrate
 
 SIZE = (
@@ -64,6 +68,40 @@ def test_a_trajectory_of_ours_is_the_pipelines(
     ).frames
     assert (reference - noise).abs().mean() > 0.5  # it went somewhere
     assert (result - reference).abs().max() < 1e-5
+
+
+def test_a_trajectory_from_an_image_is_the_pipelines(
+    pipeline: tuple[Path, Any], embeddings: tuple[Tensor, Tensor]
+) -> None:
+    """diffusers' image to video of Wan2.2-TI2V-5B: the first latent frame is the image's, with timestep 0 per token."""
+    folder, pipe = pipeline
+    parts = {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    stock = WanImageToVideoPipeline(**parts, expand_timesteps=True)
+    stock.set_progress_bar_config(disable=True)
+    text, negative_text = embeddings
+    run = run_of(folder, *WAN, "sampling.num_steps=4")
+    rng = torch.Generator().manual_seed(3)
+    noise, image = torch.randn(1, 4, 3, 4, 6, generator=rng), torch.rand(1, 3, 64, 96, generator=rng)
+    codec = WanCodec(cast(Any, run.codec), pipe.vae)
+    given = GivenFrame(network(run, folder), run.schedule, codec.encode(image[:, :, None] * 2 - 1), per_token=True)
+    result = given.in_place(integrate(run, given, noise, Condition(text, None), Condition(negative_text, None)))
+    reference = stock(
+        image=image,
+        prompt_embeds=text,
+        negative_prompt_embeds=negative_text,
+        height=64,
+        width=96,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    assert (reference - noise).abs().mean() > 0.5  # it went somewhere
+    assert (result - reference).abs().max() < 1e-5
+    per_sample = replace(given, per_token=False)
+    other = integrate(run, per_sample, noise, Condition(text, None), Condition(negative_text, None))
+    assert (other - reference)[:, :, 1:].abs().max() > 1e-3  # the timesteps of tokens have a say
 
 
 def test_a_silent_injector_has_no_say_in_it(pipeline: tuple[Path, Any], embeddings: tuple[Tensor, Tensor]) -> None:
