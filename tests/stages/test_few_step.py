@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from small_processes import Training, train_together
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +21,7 @@ from pw.run.cross_checks import check_trains
 from pw.sample.evaluate import sample
 from pw.stages import stage_module
 from pw.stages.stage import SeededDraws, Stage
+from pw.train.loop import train
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -173,6 +176,22 @@ def test_what_cannot_compute_or_resolve_a_derivative_is_told_before_training(mic
 )
 def test_what_can_is_not_refused(micro, overrides):
     check_trains(micro("objective=meanflow", *overrides))
+
+
+@pytest.mark.slow
+def test_two_processes_that_split_the_network_train_rivals_as_one_does(micro, tmp_path: Path):
+    """Also through an exact derivative, whose evaluation gathers the weights block by block."""
+    runs = [
+        micro(*objective, "train.updates=4", "train.batch_size=4")
+        for objective in (("objective=meanflow", "turns=bernoulli", "turns.rate=0.7"), ("objective=consistency",))
+    ]
+    alone = [train(run, tmp_path / "alone") for run in runs]
+    several = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=2")
+    trainings = [Training((*run.config.overrides, *several), tmp_path / "together") for run in runs]
+    for one, two in zip(alone, train_together(2, *trainings)[0], strict=True):
+        expected, result = (load_file(Path(folder) / "ema.safetensors") for folder in (one, two))
+        # AdamW makes whole steps, of up to 4e-4, of gradients that are rounding
+        assert max(float((expected[key] - result[key]).abs().max()) for key in expected) < 1e-4
 
 
 def test_at_2k_the_plan_names_the_derivative_that_can_be_trained():
