@@ -29,6 +29,7 @@ from pw.io.files import check_writable, digest, parse_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
+from pw.method.solver import JumpAndRenoise
 from pw.nn.options import WanVAE
 from pw.parallel.team import Place, current_place
 from pw.run.build import Run
@@ -222,7 +223,10 @@ class GenerationRequest:
 
     def velocity_file(self, prompt: Prompt, evaluation: int, index: int) -> Path:
         """The velocity of a window of the video, and of a branch of guidance, until the video is done."""
-        return self.out / "latents" / f"{self.video_of(prompt).name}.v{evaluation:04d}.{index:04d}.safetensors"
+        name = (
+            f"{self.video_of(prompt).name}.{'b' if self.hires.trainer.guidance_batch else 'v'}"  # both branches at once
+        )
+        return self.out / "latents" / f"{name}{evaluation:04d}.{index:04d}.safetensors"
 
     def image_file(self, prompt: Prompt, stage: str) -> Path:
         """The latent of the image at a stage's size, until the video is done."""
@@ -330,6 +334,10 @@ def make_request(
     file = _video_file(options, anchor_overrides)
     if options.anchors_from is not None and not options.anchors_from.is_dir():
         raise ConfigError(f"anchors_from={options.anchors_from}: no such folder; it is the `out` of an earlier call")
+    if options.anchors_from is not None and options.anchor_lora:
+        raise ConfigError(
+            f"anchor.lora={options.anchor_lora[0]}: with anchors_from= stage I is not computed; leave one out"
+        )
     if options.lossless and options.quality is not None:
         raise ConfigError(f"quality={options.quality}: is for H.264, lossless=true writes FFV1; leave one out")
     texts = _read_prompts(options)
@@ -359,6 +367,11 @@ def make_request(
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
     source = None if file is None else file.source(hires, options.lossless)
+    if source is not None and len(source.windows) > 1 and isinstance(hires.solver, JumpAndRenoise):
+        raise ConfigError(
+            f"video={options.video}: its {len(source.windows)} windows would not agree in the fresh noise of "
+            "solver=consistency; take a shorter video, or solver=euler"
+        )
     image = None if options.image is None else read_image(options.image, hires)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out, loras, anchor_loras, source, image)
     request.prompts = named_prompts(request, texts)

@@ -232,7 +232,7 @@ def _check_lora(run: Run) -> None:
     lora = run.train.low_rank
     if lora is None:
         for override in run.config.overrides:
-            if override.startswith("train.lora."):
+            if f"{override_key(override)}.".startswith("train.lora."):
                 raise ConfigError(
                     f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora"
                 )

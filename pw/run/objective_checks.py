@@ -84,8 +84,10 @@ def check_derivative(run: Run) -> None:
                 f"objective.step={BF16_STEP}, or train.precision=fp32"
             )
         return
-    tokens = (
-        run.codec.latent_frames(run.scale.frames) * math.prod(run.latent_size(1)) // math.prod(run.backbone.patch_size)
+    patch = math.prod(run.backbone.patch_size)
+    tokens = max(
+        run.codec.latent_frames(one.scale.frames) * math.prod(one.latent_size(1)) // patch
+        for one, _ in run.in_buckets()
     )
     reasons = {
         "trainer.compile=true: compiled blocks drop it without an error": bool(trainer.compile),

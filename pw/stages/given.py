@@ -45,7 +45,8 @@ class GivenFrame:
         given = self._samples(state)
         clean = {"clean_frames": given.long()} if self.per_token else {}
         velocity = self.net(seen, timestep, stride, text, anchor, sigma_timestep=sigma_timestep, **clean)
-        sigma = self.schedule.sigma(timestep.double()).to(state).view(-1, 1, 1, 1, 1)
+        # at sigma 0 the state is the data, and any velocity will do that is a number
+        sigma = self.schedule.sigma(timestep.double()).to(state).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
         return self._first(velocity, (state[:, :, :1] - seen[:, :, :1]) / sigma, given)
 
     def in_place(self, latent: Tensor) -> Tensor:

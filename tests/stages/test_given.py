@@ -90,3 +90,22 @@ def test_a_clip_of_one_latent_frame_is_refused_and_no_share_is_no_other_run() ->
     words = ([], ["train.image_share=0"], ["train.image_share=0.5"])
     plain, same, other = (build(["stage=hires", *more]).training_signature for more in words)
     assert plain == same != other
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_velocity_of_a_given_frame_at_the_data_is_a_number(micro: Any, per_token: bool) -> None:
+    """There sigma is 0; consistency training asks for it, and multiplies it by 0."""
+    data = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = GivenFrame(Recorder(), micro().schedule, data[:, :, :1], torch.tensor([True]), per_token)
+    zero = torch.zeros(1)
+    velocity = given(data, zero, zero, torch.zeros(1, 1, 1), sigma_timestep=zero)
+    assert (velocity[0, :, 0] == 0).all()
+    assert (velocity[0, :, 1:] == 7).all()
+
+
+@pytest.mark.parametrize("objective", ["flow", "shortcut", "meanflow", "consistency"])
+def test_every_objective_has_a_finite_loss_with_given_frames(micro: Any, objective: str) -> None:
+    module = module_of(micro, f"objective={objective}", "train.batch_size=4", "train.image_share=1")
+    for index in range(8):
+        clips = module.run.source.batch(module.run.seed, index, 4)
+        assert torch.isfinite(module.loss(clips, index, index).value)
