@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate serve bench gpu-check export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ladder ablations status runs data latents start train sample plan generate serve bench gpu-check export coverage score table compare power judge record share open adopt lint-paper system vbench-env iqa notebooks notebooks-write mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: ma
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
 	@$(PW) ablation $(call given,name) $(args)
+
+ladder: .venv/.ready ## an ablation at one scale after another, stopped early: make ladder name=ansc [args="scales=tiny,small small.data.urls=DIR dry_run=true …"]
+	@$(PW) ladder $(call given,name) $(args)
 
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
 	@$(PW) ablations

@@ -43,6 +43,9 @@ class Verb:
 
 VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
+    "ladder": Verb(
+        "experiments.engine.ladder.ladder_command", "an ablation at one scale after another, stopped early: name=ansc"
+    ),
     "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "runs": Verb("experiments.engine.runs", "list what was run: kind=train stage=hires since=2026-11-01"),
@@ -82,7 +85,11 @@ VERBS = {
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
         {"metrics": "benchmarks.measure.metric_weights"},
     ),
-    "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
+    "score": Verb(
+        "benchmarks.measure.score",
+        "score videos: DIR metrics=mhd_mse,niqe out=scores.csv; what=sets: FVD, KVD",
+        {"sets": "benchmarks.measure.set_scoring"},
+    ),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),
     "compare": Verb("experiments.engine.compare.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
     "system": Verb("benchmarks.systems.system_command", "generate with another system: name=wan2_2_5b prompts=FILE"),

@@ -63,15 +63,16 @@ def pytest_collection_finish() -> None:
 
 @dataclass(frozen=True)
 class GaussianWorld:
-    """The exact solution for data N(0, sd^2): what a perfectly trained shortcut network would answer.
+    """The exact solution for data N(mean, sd^2): what a perfectly trained shortcut network would answer.
 
-    The state at sigma is N(0, S^2), S^2 = (1 - sigma)^2 sd^2 + sigma^2, and the probability-flow ODE dx/dsigma = x S'/S
-    keeps x / S constant. So a step sigma -> end lands on x S(end) / S(sigma); its mean velocity is the difference over
-    the span.
+    With mean 0 the state at sigma is N(0, S^2), S^2 = (1 - sigma)^2 sd^2 + sigma^2, and the probability-flow ODE
+    dx/dsigma = x S'/S keeps x / S constant. So a step sigma -> end lands on x S(end) / S(sigma); its mean velocity is
+    the difference over the span. A mean adds (1 - sigma) mean to every state of a path, and -mean to its velocity.
     """
 
     sd: float
     schedule: Any
+    mean: float = 0.0
 
     def spread(self, sigma: Any) -> Any:
         """S(sigma)."""
@@ -86,7 +87,8 @@ class GaussianWorld:
         slope = (sigma - (1 - sigma) * self.sd**2) / spread**2
         span = (sigma - end).clamp(min=1e-300)
         rate = slope.where(stride == 0, (1 - self.spread(end) / spread) / span)
-        return state * rate.to(state.dtype).view(-1, *[1] * (state.ndim - 1))
+        rate, mean = (x.to(state.dtype).view(-1, *[1] * (state.ndim - 1)) for x in (rate, (1 - sigma) * self.mean))
+        return (state - mean) * rate - self.mean
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,13 @@ def picture(number: int, frames: int = FRAMES, height: int = HEIGHT, width: int 
     return np.stack([np.roll(large, 2 * frame, 1) for frame in range(frames)])
 
 
-def write_videos(folder: Path, clips: dict[str, list[np.ndarray]], with_captions: bool = True) -> Path:
-    """A shard of every two clips, and a manifest, as `make data` leaves them."""
+def write_videos(
+    folder: Path,
+    clips: dict[str, list[np.ndarray]],
+    with_captions: bool = True,
+    captions: list[list[str]] | None = None,
+) -> Path:
+    """A shard of every two clips, and a manifest, as `make data` leaves them. captions: those of the train clips."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for split, arrays in clips.items():
@@ -40,7 +45,9 @@ def write_videos(folder: Path, clips: dict[str, list[np.ndarray]], with_captions
             stream = io.BytesIO()
             np.save(stream, array)
             sample = {"__key__": f"{split}-clip-{number}", "npy": stream.getvalue(), "json": b"{}"}
-            samples.append(sample | ({"txt": f"a {split} clip, {number}".encode()} if with_captions else {}))
+            texts = [f"a {split} clip, {number}"] if captions is None or split != "train" else captions[number]
+            sample |= {"json": json.dumps({"captions": texts}).encode()} if len(texts) > 1 else {}
+            samples.append(sample | ({"txt": texts[0].encode()} if with_captions else {}))
         two = 2 * (max(len(sample["npy"]) for sample in samples) - 1)
         for path, count in write_shards(folder, split, samples, two):
             shards.append(

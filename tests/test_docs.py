@@ -177,6 +177,15 @@ class TestACommandThatNamesAScale:
         [
             ("| one H200 | all weights at `proxy`, {} GB |", "scale=proxy gpus=1xH200"),
             ("likewise at 4K, {} GB", "scale=4k gpus=1xH200 train.trainable=adapters trainer.offload_activations=true"),
+            (
+                "| one 32 GB card | low-rank adapters at `proxy`: `train.trainable=lora`, {} GB",
+                "scale=proxy gpus=1xRTX5090 train.trainable=lora",
+            ),
+            ("| one 80 GB card | likewise at 2K, {} GB", "scale=2k gpus=1x80GB train.trainable=lora"),
+            (
+                "likewise at 4K with `trainer.offload_activations=true`, {} GB",
+                "scale=4k gpus=1xH200 train.trainable=lora trainer.offload_activations=true",
+            ),
             ("at 2K, with `trainer=fsdp trainer.context=2`, {} GB each", "scale=2k gpus=8x80GB trainer.context=2"),
             ("at 4K, with `trainer=fsdp trainer.context=8`, {} GB each", "scale=4k gpus=8x80GB trainer.context=8"),
         ],

@@ -107,12 +107,16 @@ def openings(text: str) -> Iterator[str]:
 
 # the one place where a pickle is of another's making; it runs in an environment, and a process, of its own
 VBENCH = ROOT / "benchmarks" / "workers"
+# FVD's I3D is published as TorchScript alone: operations of torch, no Python; its sha256 is in every result
+FINE = ("torch.jit.load",)
 SOURCES = [path for package in ("pw", "experiments", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def test_no_source_opens_a_file_in_a_way_that_could_run_it() -> None:
     found = {
-        str(path.relative_to(ROOT)): list(openings(path.read_text())) for path in SOURCES if VBENCH not in path.parents
+        str(path.relative_to(ROOT)): [call for call in openings(path.read_text()) if call.split(": ")[1] not in FINE]
+        for path in SOURCES
+        if VBENCH not in path.parents
     }
     assert {path: calls for path, calls in found.items() if calls} == {}
 

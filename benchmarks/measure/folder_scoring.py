@@ -57,6 +57,11 @@ def content_hash(path: Path) -> str:
     return sha256(path)
 
 
+def scores_cache(folder: Path | None) -> Path:
+    """The folder of measured values: this one, or PW_SCORES, or outputs/cache/scores."""
+    return folder or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser()
+
+
 @dataclass(frozen=True)
 class Cache:
     """A folder of entries, safe for concurrent processes: each entry is written atomically."""
@@ -108,7 +113,7 @@ class FolderScoring:
         """Record in `scores.missing` what metrics need. Raises ConfigError for an invalid setting."""
         self.videos, self.metrics, self.options, self.scores = videos, metrics, options, Scores()
         self.settings = settings_of(metrics, options.overrides)
-        self.cache = Cache(options.cache or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser())
+        self.cache = Cache(scores_cache(options.cache))
         self.real = videos_of(options.real) if options.real else {}
         self.threads = options.threads or default_threads()
         self.names: list[str] = []
@@ -325,14 +330,14 @@ class FolderScoring:
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            stamp = _stamp(path)
-            self._hashes[path] = content_hash(path), stamp
+            status = stamp(path)
+            self._hashes[path] = content_hash(path), status
         return self._hashes[path][0]
 
     def _is_changed(self, path: Path) -> bool:
         """Whether the video or its real video changed after it was hashed; then leave the video out."""
         for file in (path, self.real.get(path.name)):
-            if file in self._hashes and _stamp(file) != self._hashes[file][1]:
+            if file in self._hashes and stamp(file) != self._hashes[file][1]:
                 self.leave_out(path.name, f"{file}: changed while it was measured; score it again when it is done")
                 return True
         return False
@@ -367,7 +372,7 @@ def _names_of(families: Collection[str]) -> list[str]:
     return [name for name, row in METRICS.items() if row.family in families]
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def stamp(path: Path) -> tuple[int, ...]:
     """Inode, size and time of a file, which change when it is rewritten; () without a file."""
     try:
         status = path.stat()

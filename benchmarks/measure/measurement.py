@@ -28,12 +28,12 @@ def existing_folder(text: str) -> Path:
     return path
 
 
-def _cache_folder(text: str) -> Path:
+def cache_folder(text: str) -> Path:
     check_writable("cache", path := Path(text).expanduser())
     return path
 
 
-def _device_name(text: str) -> str:
+def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda:\d+", text):
         raise ValueError("expected auto, cpu, cuda:0 and so on")
     return text
@@ -55,11 +55,11 @@ class MeasureOptions:
     structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)
     solution: Path | None = option(None, "a folder with many-step solutions of the same names", read=existing_folder)
     strict: bool = option(False, "stop at the first video that is broken, or that a metric cannot measure")
-    device: str = option("auto", "auto, cpu or cuda:0, for networks", read=_device_name)
+    device: str = option("auto", "auto, cpu or cuda:0, for networks", read=device_name)
     processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=number(0, 1024))
     threads: int = option(0, "threads of all processes together; 0: one per core", read=number(0, 4096))
     memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
-    cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
+    cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=cache_folder)
     overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")
 
 

@@ -7,7 +7,7 @@ Each file has a note `<file>.sha256` with its hash, and its size and time at has
 after a change; a file without a published hash must keep the hash of its first fetch (trusted on first use).
 
 `pw weights what=metrics` lists, verifies and fetches them. A mirror (also PW_METRICS_MIRROR) is a folder or an address
-with the files by name, and is tried first. VBench's weights are large and are fetched only on request.
+with the files by name, and is tried first. VBench's weights and those of set metrics are fetched only on request.
 See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. This module does not import torch.
 """
 
@@ -103,7 +103,7 @@ class Weights:
     """One file of weights.
 
     file: path within the folder of the group. sha256: the published digits, which may be fewer than 64, or none.
-    size: bytes, 0 if unpublished. group: "metrics" or "vbench".
+    size: bytes, 0 if unpublished. group: "metrics", "sets" (beside it, fetched by name) or "vbench".
     """
 
     name: str
@@ -122,7 +122,7 @@ class Weights:
     @property
     def is_users_file(self) -> bool:
         """Whether PW_METRICS_<NAME> names the file, which is then never written."""
-        return self.group == "metrics" and bool(os.environ.get(self.variable))
+        return self.group != "vbench" and bool(os.environ.get(self.variable))
 
     @property
     def path(self) -> Path:
@@ -236,14 +236,16 @@ def _difference(row: Weights, actual: str, expected: str) -> str:
 
 # ---- pw weights what=metrics
 
-GROUPS = {"metrics": ["metrics"], "vbench": ["vbench"], "all": ["metrics", "vbench"]}
+GROUPS = {"metrics": ["metrics"], "sets": ["sets"], "vbench": ["vbench"], "all": ["metrics", "sets", "vbench"]}
 
 
 @dataclass(frozen=True)
 class MetricWeightsOptions:
     """The options of `pw weights what=metrics`."""
 
-    only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
+    only: tuple[str, ...] = option(
+        (), "names or groups: metrics, sets, vbench or all; without it metrics, or all for a list"
+    )
     lists: bool = option(False, "list which files are present or missing, fetch nothing", key="list")
     verify: bool = option(False, "as list, and hash all present files again")
     mirror: str = option("", "a folder or an address that has the files by name, tried first")
@@ -296,7 +298,7 @@ main = Command(MetricWeightsOptions, run, resume_hint="fetched files are kept, r
 def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
     """Print each row and its state; returns whether none is wrong. rehash: hash all files again."""
     all_right = True
-    for group, directory in {"metrics": folder(), "vbench": vbench_folder()}.items():
+    for group, directory in {"metrics": folder(), "sets": folder(), "vbench": vbench_folder()}.items():
         group_rows = [row for row in rows if row.group == group]
         if not group_rows:
             continue

@@ -268,7 +268,7 @@ def write(scores: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[s
         "notes": scores.notes,
         "videos": {video: scores.hashes.get(video) for video in sorted(scores.rows)},
         "real": dict(sorted(scores.real.items())),
-        "versions": _versions(),
+        "versions": versions(),
         "run": {"videos_measured": scores.n_measured, "seconds": round(scores.seconds, 2)},
     }
     write_csv(out, ["video", "frames", *columns], rows)
@@ -280,14 +280,15 @@ def _cell(value: float) -> Any:
     return int(value) if float(value).is_integer() and abs(value) >= 1 else repr(float(value))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Package -> version, of those that enter a value."""
     from importlib import metadata
 
-    versions = {}
-    for package in ("torch", "torchmetrics", "numpy", "scipy", "av", "pyiqa"):
+    found = {}
+    for package in ("torch", "torchmetrics", "transformers", "numpy", "scipy", "av", "pyiqa"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
 def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, Any]]) -> None:

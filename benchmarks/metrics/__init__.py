@@ -94,6 +94,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Group name -> the metrics it stands for."""
 
+SET_METRICS = ("fvd", "kvd")
+"""The names of `set_distance.DISTANCES`; no registry row has one, so that none is averaged or paired over videos."""
+
 
 def metric_names(names: Iterable[str]) -> list[str]:
     """Expand group names to metric names, without duplicates and in the same order. Raises as `lookup`."""
@@ -107,6 +110,9 @@ def metric_names(names: Iterable[str]) -> list[str]:
 
 def lookup(name: str) -> Metric:
     """The registry's row of a metric. Raises ConfigError for an unknown name, listing the known ones."""
+    if name in SET_METRICS:
+        call = f"pw score what=sets DIR real=DIR, and metrics= without {name}"
+        raise ConfigError(f"{name} compares two sets of videos and has no value per video: {call}")
     if name not in METRICS:
         raise ConfigError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
     return METRICS[name]

@@ -187,8 +187,8 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         solution = None
         if sampling.num_steps < sampling.solution_steps and (needs_solutions or arm is ceiling):
             solution_run = run.solution
-            ceiling_solution = ceiling.runs[seed].solution  # has all clips, also for arms with the same weights
-            is_shared = solution_run.sample_signature(seed) == ceiling_solution.sample_signature(seed)
+            best = ceiling.runs.get(seed)  # its solution has all clips, also for arms with the same weights
+            is_shared = best and solution_run.sample_signature(seed) == best.solution.sample_signature(seed)
             clips = sampling.count if is_shared else sampling.solution_clips
             needs.append(add_sampling(solution_run, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
             solution = sample_folder(solution_run, outputs, seed)

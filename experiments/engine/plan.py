@@ -37,7 +37,11 @@ def parse(words: Sequence[str]) -> AblationOptions:
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a run per seed. `versus`: the arm it is compared with; `paper_arm`: name without @value."""
+    """One row of the table: a run per seed, or for the first seeds alone.
+
+    versus     the arm it is compared with
+    paper_arm  name without @value
+    """
 
     name: str
     runs: Mapping[int, Run]
@@ -63,7 +67,12 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared. revisions: of the code, that make the arms; code_notes: what they are, and how they differ."""
+    """What is compared.
+
+    revisions   of the code, that make the arms; code_notes: what they are, and how they differ
+    place       the folder of its table within the outputs; by default its name
+    table_note  a further note below its table
+    """
 
     options: AblationOptions
     ablation: Ablation
@@ -72,10 +81,12 @@ class Plan:
     probes: tuple[ProbeRun, ...] = ()
     revisions: tuple[Revision, ...] = ()
     code_notes: tuple[str, ...] = ()
+    place: str = ""
+    table_note: str = ""
 
     @property
     def name(self) -> str:
-        """The name of the ablation, of its file, its MLflow experiment and its folder."""
+        """The name of the ablation, of its file and its MLflow experiment."""
         return self.options.name
 
     @property
@@ -85,13 +96,14 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        return self.options.outputs / self.name
+        return self.options.outputs / (self.place or self.name)
 
     def runs(self) -> Iterator[tuple[Arm, int, Run]]:
         """Every (arm, seed, run), seed by seed, so that an unfinished plan already compares arms."""
         for seed in self.options.seeds:
             for arm in self.arms:
-                yield arm, seed, arm.runs[seed]
+                if seed in arm.runs:
+                    yield arm, seed, arm.runs[seed]
 
 
 def trainings(plan: Plan) -> dict[str, tuple[str, Run]]:

@@ -55,12 +55,24 @@ def run(options: AblationOptions) -> int:
     Exit status: 0 done, 1 some arm failed or some file was not written, 128 + number of the signal that stopped it.
     Raises ConfigError.
     """
-    outputs = options.outputs
+    return run_plan(*prepare(options))
+
+
+def prepare(options: AblationOptions) -> tuple[Plan, Local | Submitit]:
+    """The plan of an ablation and where its jobs run, checked. Raises ConfigError."""
     _check_outputs(options)
     launcher, overrides = take_launcher([f"launcher={options.launcher}", *options.overrides])
     plan = make_plan(replace(options, overrides=tuple(overrides)))
     _check_launch(plan, launcher)
-    terminal = console()
+    return plan, launcher
+
+
+def run_plan(plan: Plan, launcher: Local | Submitit, *, is_part: bool = False) -> int:
+    """Run the jobs of a plan, and print and write its table, or with `is_part` neither plan nor table.
+
+    Returns the exit status, as `run`. Raises ConfigError.
+    """
+    options, outputs, terminal = plan.options, plan.options.outputs, console()
     jobs, rows = all_jobs(plan)
     removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
     todo = jobs_to_run(jobs, outputs, removals)
@@ -83,7 +95,8 @@ def run(options: AblationOptions) -> int:
         on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # then one job at a time
         pool = Pool(outputs, options.workers or launcher.workers or on_gpu, event)
         pool.waiting = list(todo)
-    print_plan(terminal, plan, jobs, todo, removals, pool.seconds_left() + (FORK_SECONDS if todo else 0))
+    if not is_part:
+        print_plan(terminal, plan, jobs, todo, removals, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if options.dry_run:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
@@ -106,7 +119,7 @@ def run(options: AblationOptions) -> int:
             problem = tracking.live.close()
         if problem:
             terminal.print(unlogged(problem), markup=False)
-    return finish(plan, rows, pool.failures, terminal, start_time)
+    return int(bool(pool.failures)) if is_part else finish(plan, rows, pool.failures, terminal, start_time)
 
 
 def _check_outputs(options: AblationOptions) -> None:
@@ -155,10 +168,19 @@ def _import_report_modules(mlflow: bool) -> None:
         warm_up()
 
 
-def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: Any, start_time: float) -> int:
+def finish(
+    plan: Plan,
+    rows: Sequence[Row],
+    failures: dict[str, str],
+    console: Any,
+    start_time: float,
+    *,
+    is_shown: bool = True,
+) -> int:
     """Write, print and log the table of all scores on disk; exit status 1 if an arm failed, or a file, or MLflow.
 
     The table comes first. What cannot be written after it is named and costs nothing else.
+    is_shown: False prints only what could not be written
     """
     from benchmarks.report import write as report
     from experiments.engine.outcome.table import make_table
@@ -173,18 +195,18 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
     can_write, archive = _can_write(plan.folder, unwritten), None
     if can_write:
         archive = write_table(plan, result, unwritten)
-    console.print()
-    console.print(report.terminal(result, console.width))
-    console.print()
-    console.print(report.terminal_verdict(result))
+    if is_shown:
+        console.print()
+        console.print(report.terminal(result, console.width))
+        console.print()
+        console.print(report.terminal_verdict(result))
     if can_write:
         write_pictures(plan, result, unwritten)
         _log_to_mlflow(plan, result, rows, unwritten)
-    console.print(
-        f"\n{plan.folder}/index.html shows it with its clips; table.{{md,tex,json,csv}}, plot.png, contact_sheet.png; "
-        f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s",
-        markup=False,
-    )
+    if is_shown:
+        files = f"{plan.folder}/index.html shows it with its clips; table.{{md,tex,json,csv}}, plot.png"
+        runs = f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s"
+        console.print(f"\n{files}, contact_sheet.png; {runs}", markup=False)
     for line in unwritten:
         console.print(line, style="red", markup=False, soft_wrap=True)
     if archive is not None:

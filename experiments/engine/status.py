@@ -62,7 +62,10 @@ class JobOutline:
 
 @dataclass(frozen=True)
 class Outline:
-    """The jobs of an ablation (`tasks`), and for each (arm, seed) the keys of its jobs, in the order of the plan."""
+    """The jobs of an ablation (`tasks`), and for each (arm, seed) the keys of its jobs, in the order of the plan.
+
+    name  of the folder of its table
+    """
 
     name: str
     cells: Mapping[tuple[str, int], tuple[str, ...]]
@@ -111,7 +114,7 @@ def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
         is_sampling = job.kind == "sample"
         reference = str(reference_folder(job.run, Path(), job.seed)) if is_sampling else ""
         tasks[job.key] = JobOutline(job.key, job.label, job.kind, folder, job.needs, total, metrics, reference)
-    return Outline(plan.name, cells, tasks)
+    return Outline(plan.place or plan.name, cells, tasks)
 
 
 def write_outline(summary: Outline, options: AblationOptions) -> None:

@@ -349,7 +349,7 @@ def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, 
     in b bytes, inputs of the norms and modulations in fp32. Fake tensors; error below 0.5 %.
     """
     b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
-    if trainable == "adapters":
+    if trainable != "all":
         return tokens * (b * (7 * d + f) + 36 * d)
     return tokens * (b * (10 * d + 2 * f) + 48 * d)
 
@@ -364,7 +364,7 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
     """
     b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
     saved = saved_block_bytes(backbone, tokens, precision, trainable)
-    if trainable == "adapters":
+    if trainable != "all":
         return max(tokens * (b * (4 * d + f) + 58.4 * d), saved + tokens * 2 * b * f)
     return max(tokens * (b * (7 * d + 2 * f) + 68.5 * d), saved + tokens * b * f)
 

@@ -217,6 +217,9 @@ def _show_training(plan: CostPlan, console: Console) -> None:
     if training.gpus > 1 or gpus is not None:
         time = training.seconds(training.flops, plan.rates)
         console.print(f"{duration(time)} on {gpus or training.gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
+    if run.mix is not None:
+        shares = ", ".join(f"{share:.0%} {size}" for size, share in zip(run.mix.buckets, run.mix.shares, strict=True))
+        console.print(f"Buckets: {shares}. FLOPs are their mean, memory is that of the largest.")
     if not reads_pixels(run):
         console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
     console.print()
@@ -316,13 +319,14 @@ def training_times(plan: CostPlan) -> Table:
     """FLOPs and time of each kind of update, and of all updates."""
     training = plan.training
     table = _table(f"Training, {training.clips} clips an update", "", "updates", "FLOP each", "time each", "time")
+    choice = plan.run.config.choices["objective"]
     kinds = {
         "flow": (training.updates - training.consistency_updates, training.flow),
-        "consistency": (training.consistency_updates, training.consistency),
+        "consistency" if choice == "shortcut" else choice: (training.consistency_updates, training.consistency),
         "encoding therein": (training.updates, training.encode),
     }
     for name, (count, flops) in kinds.items():
-        if (count and flops.total) or name == "flow":
+        if (count and flops.total) or (name == "flow" and not training.updates):
             seconds = training.seconds(flops, plan.rates)
             table.add_row(name, f"{count:,.0f}", operations(flops.total), duration(seconds), duration(seconds * count))
     total = duration(training.seconds(training.flops, plan.rates))

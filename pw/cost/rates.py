@@ -157,7 +157,7 @@ def uniform_rates(tflops: float, codec_share: float = 1.0) -> Rates:
 
 def rates_of_gpus(gpus: Gpus) -> Rates:
     """Measured rates of a card of this name, the others assumed. Raises ConfigError for a damaged file."""
-    names = [name for name in _measurements() if gpus.card in CARDS and _is_card(name, gpus.card)]
+    names = [name for name in _measurements() if gpus.card in CARDS and is_card(name, gpus.card)]
     return with_measured(uniform_rates(gpus.tflops, CODEC_SHARE), names[-1] if names else "")
 
 
@@ -193,7 +193,7 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, int | float) and 0 < value < math.inf
 
 
-def _is_card(name: str, card: str) -> bool:
+def is_card(name: str, card: str) -> bool:
     """Whether a device that CUDA calls `name` is a card of `CARDS`: "NVIDIA A100-SXM4-80GB" is A100."""
     letters = name.upper().replace(" ", "")
     return card.split("-", maxsplit=1)[0] in letters and (f"{CARDS[card].gb}GB" in letters or "GB" not in letters)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pw.cost import counts
 from pw.cost.codec_cost import codec_bytes, codec_flops
 from pw.cost.counts import BYTES, Flops, Moment, Part
+from pw.cost.lora_cost import lora_flops, lora_parameters, lora_saved_bytes
 from pw.cost.rates import Rates
 from pw.io.arguments import ConfigError
+from pw.method.mean_flow import MeanFlow
 from pw.parallel.team import Share
 from pw.run.build import Run
 from pw.run.settings import Train
@@ -55,7 +57,8 @@ class TrainingCost:
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: int | None = None) -> TrainingCost:
-    """The cost of a whole training on `gpus` devices, which share the micro-batches of an update.
+    """The cost of a whole training on `gpus` devices, which share the micro-batches of an update. Of several buckets
+    FLOPs are the mean, by their shares of the batches, and memory is that of the largest.
 
     context  devices that share a clip's tokens and so compute a micro-batch together; default from the run
     split    devices that shard weights, gradients, optimiser and EMA; default all, with trainer=ddp none, with
@@ -65,15 +68,18 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: in
     context = min(gpus, run.trainer.context) if context is None else context
     if split is None:
         split = min(gpus, run.trainer.split) if run.trainer.strategy in ("ddp", "hsdp") else gpus
-    clips, encode = train.accumulate * train.batch_size, encode_flops(run)
-    flow, consistency = update_flops(run)
+    clips, sized = train.accumulate * train.batch_size, run.in_buckets()
+    encode, flow, consistency = Flops(), Flops(), Flops()
+    for one, weight in sized:
+        parts = (encode_flops(one), *update_flops(one))
+        encode, flow, consistency = (a + b * weight for a, b in zip((encode, flow, consistency), parts, strict=True))
     host = (
-        Part("network as it is made", 4 * counts.parameters(run.backbone, run.injector), "counted"),
-        Part("offloaded activations", offloaded_bytes(run, context), "counted"),
+        Part("network as it is made", 4 * network_parameters(run), "counted"),
+        Part("offloaded activations", max(offloaded_bytes(one, context) for one, _ in sized), "counted"),
         Part("checkpoint as it is written", checkpoint_copy_bytes(run, split), "counted"),
     )
     return TrainingCost(
-        moments=training_moments(run, split, context),
+        moments=max((training_moments(one, split, context) for one, _ in sized), key=_peak),
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
@@ -89,6 +95,10 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: in
     )
 
 
+def _peak(moments: tuple[Moment, ...]) -> float:
+    return max(moment.bytes for moment in moments)
+
+
 def share_of_update(train: Train, shares: int) -> float:
     """The largest part of an update's clips that one of `shares` devices, or groups of devices, computes."""
     try:
@@ -98,9 +108,22 @@ def share_of_update(train: Train, shares: int) -> float:
     return share.micro_batches * share.clips / (train.accumulate * train.batch_size)
 
 
+def network_parameters(run: Run) -> int:
+    """Parameters of the network in training, with its low-rank adapters."""
+    return counts.parameters(run.backbone, run.injector) + lora_parameters(run.train.low_rank, run.backbone)
+
+
+def network_bytes(run: Run) -> int:
+    """Bytes of these parameters: fp32, but with precision=bf16 the layers beside low-rank adapters are in bf16."""
+    layers = run.backbone.num_layers * counts.layer_parameters(run.backbone)
+    is_lower = run.train.low_rank is not None and run.train.precision == "bf16"
+    return 4 * network_parameters(run) - (2 * layers if is_lower else 0)
+
+
 def trained_parameters(run: Run) -> int:
     """Parameters with a gradient. The stride embedding is frozen under `objective=flow`  (D18)."""
     count = counts.injector_parameters(run.injector, run.backbone)
+    count += lora_parameters(run.train.low_rank, run.backbone)
     if run.train.trainable == "all":
         count += counts.transformer_parameters(run.backbone)
     if run.objective.trains_strides:
@@ -112,15 +135,23 @@ def update_flops(run: Run) -> tuple[Flops, Flops]:
     """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
 
     With F FLOPs of a forward: flow 3 F, or 4 F with checkpointing, which recomputes the forward; a consistency update
-    adds 2 F for the two half steps of its target, 4 F if it is guided. A frozen transformer has no weight gradients:
-    minus one `linear`. With `train.sizes`, F is the mean over the sizes.
+    adds F for each evaluation of its target (`Objective.target_evaluations`), and for an exact derivative attention
+    once more: the derivative of a product is two products. A frozen transformer has no weight gradients: minus one
+    `linear`. With `train.sizes`, F is the mean over the sizes. Low-rank adapters add theirs to every forward.
     """
-    sizes = run.train.sizes or (1.0,)
+    sizes, forwards = run.train.sizes or (1.0,), 4 if run.train.checkpoint_activations else 3
     forward = sum((counts.stage_flops(run, size) for size in sizes), start=Flops()) * (1 / len(sizes))
-    flow = forward * (4 if run.train.checkpoint_activations else 3)
-    if run.train.trainable == "adapters":
+    flow = forward * forwards
+    if run.train.trainable != "all":
         flow = replace(flow, linear=flow.linear - forward.linear)
-    return flow, flow + forward * run.target_evaluations
+    tokens = round(sum(counts.stage_tokens(run, size) for size in sizes) / len(sizes))
+    adapters = lora_flops(run.train.low_rank, run.backbone, tokens, run.backbone.text_tokens)
+    evaluations = run.objective.target_evaluations
+    target = (forward + adapters) * evaluations
+    if isinstance(run.objective, MeanFlow) and run.objective.derivative == "exact":
+        target += Flops(self_attention=forward.self_attention, cross_attention=forward.cross_attention)
+    flow += adapters * forwards
+    return flow, flow + target
 
 
 def encode_flops(run: Run) -> Flops:
@@ -148,7 +179,7 @@ def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
     split = run.trainer.split if split is None else split
     if split == 1:
         return 0
-    return math.ceil((8 * counts.parameters(run.backbone, run.injector) + 8 * trained_parameters(run)) / split)
+    return math.ceil((2 * network_bytes(run) + 8 * trained_parameters(run)) / split)
 
 
 def offloaded_bytes(run: Run, context: int | None = None) -> int:
@@ -169,13 +200,13 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
     encoding = ()
     if reads_pixels(run):
         encoding = codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
-    total, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
+    network, trained = network_bytes(run), trained_parameters(run)
     persistent = (  # fp32 at any precision; gradients accumulate over `accumulate` micro-batches
-        Part("weights", 4 * total / gpus, "counted"),
+        Part("weights", network / gpus, "counted"),
         Part("gradients", 4 * trained / gpus, "counted"),
         Part("AdamW", 8 * trained / gpus, "counted"),
         # on one device it shares the frozen weights
-        Part("EMA", 4 * (total if gpus > 1 else trained) / gpus, "counted"),
+        Part("EMA", (network if gpus > 1 else 4 * trained) / gpus, "counted"),
         *(replace(part, name="VAE") for part in encoding if part.name == "weights"),
     )
     forward, backward = _activations(run, gpus, context)
@@ -200,8 +231,11 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
     # freed block by block
     block = counts.block_parameters(backbone)
     pair = 2 * BYTES[precision] * block  # this block and the next, or the gradient of this block
+    adapters = lora_saved_bytes(train.low_rank, backbone, length, precision)
     if gpus > 1:
         casts = pair
+    elif train.low_rank is not None:  # what is frozen is in bf16 already
+        casts = pair = 0
     elif precision == "fp32":
         casts = 0
     else:
@@ -210,9 +244,10 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
         saved = length * backbone.width * BYTES[precision]
         saved *= 1 if run.trainer.offload_activations else backbone.num_layers
         forward = counts.inference_bytes(backbone, length, precision)
-        backward = counts.block_backward_bytes(backbone, length, precision, train.trainable)
+        backward = counts.block_backward_bytes(backbone, length, precision, train.trainable) + adapters
     else:
-        saved = backbone.num_layers * counts.saved_block_bytes(backbone, length, precision, train.trainable)
+        saved = counts.saved_block_bytes(backbone, length, precision, train.trainable) + adapters
+        saved *= backbone.num_layers
         forward = backward = 20.4 * length * backbone.width  # embeddings, output head and their gradients, fp32
     clip = 12 * train.batch_size * run.scale.frames * math.prod(run.scale.size) if reads_pixels(run) else 0
 

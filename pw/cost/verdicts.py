@@ -193,6 +193,8 @@ def training_changes(run: Run) -> list[dict[str, Any]]:
         changes.append({"train.batch_size": 1, "train.accumulate": train.accumulate * train.batch_size})
     if train.trainable == "all" and isinstance(run.injector, options.Injector):
         changes.append({"train.trainable": "adapters"})
+    if train.trainable == "all":
+        changes.append({"train.trainable": "lora"})
     return changes
 
 

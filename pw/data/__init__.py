@@ -7,9 +7,10 @@ the same seed see the same data. Begin with `Source`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
+from pw.data.buckets import BucketMix, Sizes, check_buckets
 from pw.io.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """Clips in pixels, float32 [B, 3, F, H, W] in [-1, 1], and the class that is the caption of each, [B]."""
+    """Clips in pixels, float32 [B, 3, F, H, W] in [-1, 1], and the caption of each as a number, [B].
+
+    Of procedural clips it is a class, of clips in shards a position in `ShardClips.captions`.
+    """
 
     pixels: Tensor
     label: Tensor
@@ -151,9 +155,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Unset:
-    """A source without clips: enough to plan or to generate, not to train."""
+    """A source without clips: enough to plan or to generate, not to train; `buckets` are those of clips to come."""
 
+    buckets: Sizes | None = None
+    bucket_weights: tuple[float, ...] | None = None
+    mix: BucketMix | None = field(init=False, repr=False, compare=False)
     twins_share_structure: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        buckets = check_buckets(self.buckets, self.bucket_weights)
+        mix = BucketMix.of(buckets, self.bucket_weights, [1] * len(buckets)) if buckets else None
+        object.__setattr__(self, "mix", mix)
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
         raise ValueError(NO_DATA)

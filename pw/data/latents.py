@@ -3,13 +3,16 @@
 <folder>/latents.json       source, settings and weights of the encoding; their digest is in the folder's name
 <folder>/empty.safetensors  `text` [length, D]: the empty prompt's embedding, for condition dropout
 <folder>/train-000000.tar   webdataset, one for each shard of video. bf16 <key>.safetensors: `latent` [C, F', h, w],
-                            `anchors` [n, C, F', h', w'], `text` [length, D]; <key>.json: caption and origin
-<folder>/train-000000.json  the shard's record, written last: a shard without it is unfinished
+                            `anchors` [n, C, F', h', w'], `text` [length, D], of more captions `text_1` and so on;
+                            <key>.json: captions and origin
+<folder>/train-000000.json  the shard's record, written last: a shard without it is unfinished; with buckets it has
+                            that of each clip
 <folder>/.unfinished/       the encoded clips of unfinished shards, one file each
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
+from pw.data.buckets import Bucket, BucketMix, check_buckets, fits
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
-from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded_rng, unreadable
+from pw.data.shards import ClipPool, ClipReader, LazyList, choice, epoch_order, in_bucket, seeded_rng, unreadable
 from pw.io.files import parse_json
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
@@ -34,6 +38,11 @@ ENDINGS = ("safetensors", "json")
 REMEDY = "encode it again: remove it and its .json, and call `make latents` as before"
 TRAINING_KEYS = ("noise", "noise_probability")  # of a degradation: drawn in every update, so not stored
 SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
+
+
+def text_name(number: int) -> str:
+    """The name of the embedding of a clip's caption."""
+    return f"text_{number}" if number else "text"
 
 
 def encoding_settings(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
@@ -86,20 +95,29 @@ def _centre_crop(pictures: Any, height: int, width: int) -> Any:
 class LatentClips:
     """Latents of real video, with anchors and captions; the order of `batch` is that of `ShardClips`.
 
-    urls         a folder data/latents/<scale>-<digest> of `make latents`; ShardError if it is missing or incomplete
-    text_tokens  length of an embedding with its padding
+    urls            a folder data/latents/<scale>-<digest> of `make latents`; ShardError if it is missing or incomplete
+    text_tokens     length of an embedding with its padding
+    bucket_weights  how many batches each of the folder's buckets has; None: in proportion to its clips
     """
 
     urls: str
     text_tokens: int
+    bucket_weights: tuple[float, ...] | None = None
     twins_share_structure: ClassVar[bool] = False
     _record: dict[str, Any] = field(init=False, repr=False, compare=False)
+    mix: BucketMix | None = field(init=False, repr=False, compare=False)
     _train: EncodedClips = field(init=False, repr=False, compare=False)
+    _pools: tuple[EncodedClips, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         record = read_record(self.urls)
-        object.__setattr__(self, "_record", record)
-        object.__setattr__(self, "_train", EncodedClips(Path(self.urls), record, "train"))
+        sizes = record.get("buckets")
+        buckets = check_buckets(sizes and tuple((f, h, w) for f, h, w in sizes), self.bucket_weights)
+        train = EncodedClips(Path(self.urls), record, "train")
+        pools = tuple(train.of_bucket(number, bucket) for number, bucket in enumerate(buckets)) or (train,)
+        mix = BucketMix.of(buckets, self.bucket_weights, [*map(len, pools)]) if buckets else None
+        for name, value in {"_record": record, "_train": train, "_pools": pools, "mix": mix}.items():
+            object.__setattr__(self, name, value)
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises ValueError naming a key of a run's `encoding_settings` that the clips were not encoded with."""
@@ -127,20 +145,26 @@ class LatentClips:
         except (OSError, ValueError, KeyError) as error:
             raise ShardError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
-    def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
-        """Every clip comes once per epoch, in an order drawn from (seed, epoch), its anchor from (seed, position)."""
-        positions = range(index * batch_size, (index + 1) * batch_size)
-        latents, anchors, texts = zip(*(self._clip(seed, position) for position in positions), strict=True)
+    def batch(self, seed: int, index: int, batch_size: int, part: int = 0, parts: int = 1) -> LatentBatch:
+        """Every clip comes once per epoch of its bucket, in an order drawn from (seed, epoch); its anchor, and which of
+        its captions it has, from (seed, position). part, parts: as in `ShardClips.batch`."""
+        bucket, turn = (0, index) if self.mix is None else self.mix.turn(seed, index)
+        first = (turn * parts + part) * batch_size
+        positions = range(first, first + batch_size)
+        latents, anchors, texts = zip(*(self._clip(seed, bucket, position) for position in positions), strict=True)
         return LatentBatch(torch.stack(latents), torch.stack(anchors), torch.stack(texts), self.null_text())
 
-    def _clip(self, seed: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, place = divmod(position, len(self._train))
-        encoded = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, position)))
-        return encoded["latent"].float(), encoded["anchors"][i].float(), padded(encoded["text"], self.text_tokens)
+    def _clip(self, seed: int, bucket: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        pool, place = self._pools[bucket], in_bucket(bucket, position)
+        epoch, turn = divmod(position, len(pool))
+        encoded = pool.take(epoch_order(len(pool), seed, epoch), turn)
+        i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, *place)))
+        captions = sum(name.startswith("text") for name in encoded)
+        text = encoded[text_name(choice(captions, seed, *place))]
+        return encoded["latent"].float(), encoded["anchors"][i].float(), padded(text, self.text_tokens)
 
     def passed_over(self) -> list[str]:
-        return self._train.passed_over()
+        return sorted(name for pool in self._pools for name in pool.passed_over())
 
     def held_out(self) -> str:
         """Sixteen hex digits of the evaluation clips; `none` if the videos are not on the disk."""
@@ -239,7 +263,17 @@ class EncodedClips(ClipPool["dict[str, Tensor]"]):
             log.warning("%s: of %d shards not all could be read and encoded, see their .json", folder, len(incomplete))
         if not self.samples:
             raise ShardError(f"data.urls={folder}: no {split} clip in it; encode some that can be read")
+        buckets = [records[name].get("buckets", {}) for name in shards if records[name]["clips"]]
+        self.buckets: dict[str, int] = {key: number for record in buckets for key, number in record.items()}
         super().__init__(range(len(self.samples)))
+
+    def of_bucket(self, number: int, bucket: Bucket) -> EncodedClips:
+        """The clips of one bucket. Raises ShardError if it has none."""
+        pool = copy.copy(self)
+        pool.ids, pool.bad = [i for i, (_, key, _) in enumerate(self.samples) if self.buckets.get(key) == number], set()
+        if not pool.ids:
+            raise ShardError(f"data.urls={self.samples[0][0].parent}: no clip of bucket {bucket} could be encoded")
+        return pool
 
     def sizes(self) -> Iterator[tuple[str, list[int]]]:
         return ((key, [size for _, size in parts.values()]) for _, key, parts in self.samples)
@@ -248,7 +282,8 @@ class EncodedClips(ClipPool["dict[str, Tensor]"]):
         path, key, parts = self.samples[i]
         try:
             tensors = _tensors(read_member(path, *parts["safetensors"]))
-            return {name: tensors[name] for name in ("latent", "anchors", "text")}
+            texts = [text_name(number) for number in range(max(1, len(tensors) - 2))]
+            return {name: tensors[name] for name in ("latent", "anchors", *texts)}
         except (ValueError, KeyError, OSError) as error:
             raise ShardError(f"{path}: cannot read {key!r} ({error}); {REMEDY}") from error
 

@@ -30,6 +30,7 @@ ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
 MAX_BRACES, MAX_SHARDS = 20, 100_000  # of a pattern, and the names that it may stand for
 HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
+CAPTIONS = "captions"  # in a clip's json: all its captions, if there are several; the first one is its txt
 CHECKSUMS = "crc32"  # in a clip's json: {ending: crc32 of that member}; shards of others, and older ones, have none
 REMEDY = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
 
@@ -40,11 +41,16 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class StoredClip:
-    """One stored clip: uint8 [F, H, W, 3], read-only, its caption ("" if none) and its key."""
+    """One stored clip: uint8 [F, H, W, 3], read-only, its captions and its key."""
 
     frames: Frames
-    caption: str
+    captions: tuple[str, ...]
     key: str
+
+    @property
+    def caption(self) -> str:
+        """The first caption, "" if there is none."""
+        return self.captions[0] if self.captions else ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,18 @@ class ShardIndex:
             frames = _frames(members["npy"])
         except (ValueError, OSError, EOFError) as error:
             raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMEDY}") from error
-        return StoredClip(frames, members.get("txt", b"").decode(errors="replace").strip(), sample.key)
+        return StoredClip(frames, _captions(members), sample.key)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of a clip, without reading its frames; none if they cannot be read, which `read` reports."""
+        sample = self.samples[i]
+        places = {ending: place for ending, place in sample.members.items() if ending != "npy"}
+        if "txt" not in places:
+            return ()
+        try:
+            return _captions({ending: read_member(sample.shard, *place) for ending, place in places.items()})
+        except (ValueError, OSError):
+            return ()
 
 
 def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
@@ -261,6 +278,16 @@ def _frames(content: bytes) -> Frames:
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or math.prod(shape) != len(content) - offset:
         raise ValueError(f"it holds {len(content) - offset} bytes of {dtype} {shape}, not uint8 [F, H, W, 3]")
     return np.frombuffer(content, np.uint8, offset=offset).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _captions(members: Mapping[str, bytes]) -> tuple[str, ...]:
+    """All captions of a clip: its txt, or those of its json, if these begin with the txt. Raises ValueError."""
+    text = members.get("txt", b"").decode(errors="replace").strip()
+    metadata = parse_json(members.get("json", b"{}")) if text else None
+    several = metadata.get(CAPTIONS) if isinstance(metadata, dict) else None
+    if isinstance(several, list) and several[:1] == [text]:
+        return tuple(map(str, several))
+    return (text,) if text else ()
 
 
 def _check_checksums(members: Mapping[str, bytes]) -> None:

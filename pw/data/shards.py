@@ -7,15 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count as count_from
 from itertools import product
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from pw.data import Clips, Evaluation
-from pw.data.shard_index import REMEDY, ShardError, ShardIndex, shard_digest
+from pw.data import Clips, Evaluation, LabelledClips
+from pw.data.buckets import Bucket, BucketMix, Sizes, assigned, check_buckets, fits
+from pw.data.shard_index import REMEDY, ShardError, ShardIndex, StoredClip, shard_digest
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
@@ -30,6 +31,9 @@ class ShardClips:
     """Random crops of the clips in shards: `size` px high, `width` px wide (0: square), `frames` frames.
 
     Whole frames reduced to 24 px would lose their texture, so clips are cropped instead.
+
+    buckets         sizes (frames, height, width) of training clips, in the place of the one size (`pw.data.buckets`)
+    bucket_weights  how many batches each bucket has; None: in proportion to its clips
     """
 
     urls: str
@@ -38,8 +42,11 @@ class ShardClips:
     train_split: str = "train"
     eval_split: str = "val"
     width: int = 0
+    buckets: Sizes | None = None
+    bucket_weights: tuple[float, ...] | None = None
     twins_share_structure: ClassVar[bool] = False
-    _train: _Pool = field(init=False, repr=False, compare=False)
+    mix: BucketMix | None = field(init=False, repr=False, compare=False)
+    _train: tuple[_Pool, ...] = field(init=False, repr=False, compare=False)
     _eval: _Pool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,16 +56,46 @@ class ShardClips:
         if self.width < 0:
             raise ValueError(f"data.width={self.width}: a number of px, or 0 for data.size")
         crop = (self.frames, self.size, self.width or self.size)
-        object.__setattr__(self, "_train", _Pool(ShardIndex(self.urls, self.train_split), crop))
+        buckets, train = check_buckets(self.buckets, self.bucket_weights), ShardIndex(self.urls, self.train_split)
+        object.__setattr__(self, "_train", _bucket_pools(train, buckets) if buckets else (_Pool(train, crop),))
+        mix = BucketMix.of(buckets, self.bucket_weights, [*map(len, self._train)]) if buckets else None
+        object.__setattr__(self, "mix", mix)
         object.__setattr__(self, "_eval", _Pool(ShardIndex(self.urls, self.eval_split), crop))
 
     def fingerprint(self) -> str:
-        return shard_digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
+        crops = [pool.crop for pool in self._train]
+        return shard_digest(self._train[0].index.fingerprint, self._eval.index.fingerprint, *crops)
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its crop from (seed, position)."""
-        positions = range(index * batch_size, (index + 1) * batch_size)
-        return torch.stack([self._training_crop(seed, position) for position in positions])
+    @property
+    def has_captions(self) -> bool:
+        """Whether any clip to train on has a caption."""
+        return any(pool.has_captions for pool in self._train)
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """The empty prompt, then all different captions of both splits: `LabelledClips` has their positions."""
+        return "", *sorted({caption for pool in (*self._train, self._eval) for caption in pool.captions()})
+
+    @cached_property
+    def _label(self) -> dict[str, int]:
+        return {caption: label for label, caption in enumerate(self.captions)}
+
+    def labels(self, captions: Sequence[str]) -> Tensor:
+        """The positions of captions of these clips in `captions`, int64."""
+        return torch.tensor([self._label[caption] for caption in captions])
+
+    def batch(self, seed: int, index: int, batch_size: int, part: int = 0, parts: int = 1) -> Tensor | LabelledClips:
+        """Every clip comes once per epoch of its bucket, in an order drawn from (seed, epoch); its crop, and which of
+        its captions it has, from (seed, position).
+
+        part, parts  the index-th batch has so many parts of `batch_size` clips, all in one bucket; which is taken
+        """
+        bucket, turn = (0, index) if self.mix is None else self.mix.turn(seed, index)
+        first = (turn * parts + part) * batch_size
+        positions = range(first, first + batch_size)
+        crops, captions = zip(*(self._training_clip(seed, bucket, position) for position in positions), strict=True)
+        pixels = torch.stack(crops)
+        return LabelledClips(pixels, self.labels(captions)) if self.has_captions else pixels
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of held-out crops. Clips alternate between the sets, so that both have crops of all videos.
@@ -83,21 +120,28 @@ class ShardClips:
             return f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{passed_over}"
 
         def clips_of(crops: LazyList[_Crop]) -> Clips:
-            return Clips(count, lambda i: _cut(reader.read(crops[i].clip), crops[i].start, self._eval.crop))
+            return Clips(count, lambda i: _cut(reader.read(crops[i].clip).frames, crops[i].start, self._eval.crop))
 
-        return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note)
+        def captions() -> tuple[str, ...]:
+            if not self._eval.has_captions:
+                return ()
+            return tuple(next(iter(self._eval.captions_of(crop.clip)), "") for crop in sets[0].first(count))
+
+        return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note, captions)
 
     def passed_over(self) -> list[str]:
-        return self._train.passed_over()
+        return sorted(name for pool in self._train for name in pool.passed_over())
 
-    def _training_crop(self, seed: int, position: int) -> Tensor:
-        epoch, place = divmod(position, len(self._train))
-        frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        generator = seeded_rng(seed, position)
-        crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
-        return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
+    def _training_clip(self, seed: int, bucket: int, position: int) -> tuple[Tensor, str]:
+        pool, place = self._train[bucket], in_bucket(bucket, position)
+        epoch, turn = divmod(position, len(pool))
+        clip = pool.take(epoch_order(len(pool), seed, epoch), turn)
+        frames, generator = clip.frames, seeded_rng(seed, *place)
+        crop = _cut(frames, _random_start(frames.shape, pool.crop, generator), pool.crop)
+        caption = clip.captions[choice(len(clip.captions), seed, *place)] if clip.captions else ""
+        return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop), caption
 
-    def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[Frames]) -> Iterator[_Crop]:
+    def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[StoredClip]) -> Iterator[_Crop]:
         """Endless crops: one of each clip, then more, then overlapping ones; `part` limits the tiles of each clip."""
         generator = seeded_rng(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
@@ -106,7 +150,7 @@ class ShardClips:
             for clip in (clips[i] for i in order):
                 if not reader.is_readable(clip):
                     continue
-                shape = reader.read(clip).shape
+                shape = reader.read(clip).frames.shape
                 if clip not in tiles:
                     tiles[clip] = _tiles(shape, self._eval.crop, seeded_rng(seed, "tiles", clip))[part]
                 if is_separate := turn < len(tiles[clip]):
@@ -209,11 +253,14 @@ class _Crop:
     is_separate: bool
 
 
-class _Pool(ClipPool[Frames]):
-    """The clips of a split, uint8 [F, H, W, 3], that are at least as large as the crop (frames, height, width)."""
+class _Pool(ClipPool[StoredClip]):
+    """The clips of a split that are at least as large as the crop (frames, height, width); of them `ids`, if given."""
 
-    def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
+    def __init__(self, index: ShardIndex, crop: tuple[int, int, int], ids: Sequence[int] | None = None) -> None:
         self.index, self.crop = index, crop
+        if ids is not None:
+            super().__init__(ids)
+            return
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, crop)])
         if not self.ids:
             frames, height, width = max(sample.shape or () for sample in index.samples)[:3]
@@ -227,11 +274,32 @@ class _Pool(ClipPool[Frames]):
             small = len(index) - len(self.ids)
             log.warning("%d of %d %s clips are smaller than the crop", small, len(index), index.split)
 
-    def read(self, i: int) -> Frames:
-        return self.index.read(i).frames
+    def read(self, i: int) -> StoredClip:
+        return self.index.read(i)
+
+    @property
+    def has_captions(self) -> bool:
+        return any("txt" in self.index.samples[i].members for i in self.ids)
+
+    def captions_of(self, i: int) -> tuple[str, ...]:
+        """The captions of the i-th clip."""
+        return self.index.captions(self.ids[i])
+
+    def captions(self) -> Iterator[str]:
+        """All captions of all clips; reads no frames."""
+        return (caption for i in range(len(self)) for caption in self.captions_of(i))
 
     def name(self, i: int) -> str:
         return self.index.samples[i].name
+
+
+def _bucket_pools(index: ShardIndex, buckets: Sequence[Bucket]) -> tuple[_Pool, ...]:
+    """The clips of each bucket. Raises ValueError if one has none."""
+    numbers = assigned([sample.shape for sample in index.samples], buckets, str(index.samples[0].shard.parent))
+    if small := numbers.count(None):
+        log.warning("%d of %d %s clips are smaller than every bucket", small, len(index), index.split)
+    ids: list[list[int]] = [[i for i, own in enumerate(numbers) if own == number] for number in range(len(buckets))]
+    return tuple(_Pool(index, bucket, own) for bucket, own in zip(buckets, ids, strict=True))
 
 
 def short_side(height: int, width: int) -> int:
@@ -255,13 +323,18 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=seeded_rng(seed, "epoch", epoch)).tolist()
 
 
+def in_bucket(bucket: int, position: int) -> tuple[int, ...]:
+    """What identifies a position in the order of a bucket: those of the first are the positions of one size alone."""
+    return (position, bucket) if bucket else (position,)
+
+
+def choice(count: int, seed: int, *position: int) -> int:
+    """Which of a clip's `count` captions the position in the order has, evenly drawn: a random stream of its own."""
+    return 0 if count < 2 else _randint(count, seeded_rng(seed, "caption", *position))
+
+
 def _randint(high: int, generator: torch.Generator) -> int:
     return int(torch.randint(high, (), generator=generator))
-
-
-def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
-    """Whether a clip is at least as large as `crop` (frames, height, width); True if its shape is unknown."""
-    return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
 def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator: torch.Generator) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from pw.generate.video_anchors import encode_image, encode_video
 from pw.generate.windows import JointWindows, share_noise
 from pw.io.files import digest
 from pw.nn.backbone import Backbone, groups_of, share_tokens
+from pw.nn.lora import LoraFile
 from pw.nn.networks import load_network, network_without_weights
 from pw.nn.unipc import synchronize
 from pw.run.build import Run
@@ -39,6 +40,7 @@ class Denoising:
 
     part, label   its name in the task, and in the progress line
     source        where the weights come from (`pw.generate.stage_runs.stage_source`)
+    loras         files and scales of LoRAs that are merged into them
     latent_file   prompt -> output file, a latent
     anchor_file   prompt -> input file, the latent of the anchor; None for stage I
     """
@@ -47,6 +49,7 @@ class Denoising:
     label: str
     run: Run
     source: str
+    loras: tuple[LoraFile, ...]
     latent_file: Callable[[Prompt], Path]
     anchor_file: Callable[[Prompt], Path] | None = None
 
@@ -89,7 +92,8 @@ def make_anchors(task: Task, prompts: Sequence[Prompt], embedding: Embedding) ->
     for prompt in prompts if task.writes else ():
         if prompt.anchor is not None and not request.anchor_file(prompt).exists():
             save_latent(request.anchor_file(prompt), *load_latent(prompt.anchor), prompt)
-    stage = Denoising("anchor", "stage I: anchors", request.anchor, request.anchor_source, request.anchor_file)
+    anchor = request.anchor_source, request.anchor_loras, request.anchor_file
+    stage = Denoising("anchor", "stage I: anchors", request.anchor, *anchor)
     denoise(task, stage, prompts, embedding)
 
 
@@ -100,7 +104,8 @@ def make_details(task: Task, prompts: Sequence[Prompt], embedding: Embedding) ->
     if is_upsampled and task.writes:
         _upsample_anchors(task, prompts)
     files = request.latent_file, request.upsampled_file if is_upsampled else request.anchor_file
-    stage = Denoising("hires", "stage II: detail", request.hires, request.hires_source, *files)
+    hires = request.hires_source, request.hires_loras, *files
+    stage = Denoising("hires", "stage II: detail", request.hires, *hires)
     denoise(task, stage, prompts, embedding)
 
 
@@ -235,7 +240,7 @@ def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[list[Tensor], 
 
 def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
     """The network of a stage, or the part of it that this process holds."""
-    network = network_of(stage.run)
+    network = replace(network_of(stage.run), loras=stage.loras)
     if not request.is_split:
         return load_network(network, stage.source, request.weights, request.device)
     from pw.parallel.sharded import fill, mesh_of, shard  # imports lightning

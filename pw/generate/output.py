@@ -274,9 +274,9 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "quality": request.quality,
         "decode": decode_entry(request),
         "weights": None if request.weights is None else str(request.weights),
-        "anchor": None if request.anchor is None else _stage_entry(request.anchor, request.anchor_source),
+        "anchor": request.anchor and _stage_entry(request.anchor, request.anchor_source, request.anchor_loras),
         "video": None if request.source is None else request.source.entry(run),
-        "hires": _stage_entry(run, request.hires_source),
+        "hires": _stage_entry(run, request.hires_source, request.hires_loras),
         "image": None if request.image is None else request.image.entry(run),
         "anchor_from": None if prompt.anchor is None else str(prompt.anchor),
         "identity": request.identity,
@@ -298,10 +298,11 @@ def decode_entry(request: GenerationRequest) -> dict[str, Any]:
     return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 
 
-def _stage_entry(run: Run, source: str) -> dict[str, Any]:
+def _stage_entry(run: Run, source: str, loras: Sequence[tuple[Path, float]]) -> dict[str, Any]:
     grid = run.grid()
     return {
         "weights": source,
+        "lora": [{"file": str(path), "scale": scale} for path, scale in loras],
         "signature": run.signature,
         "steps": run.sampling.num_steps,
         "timesteps": [round(float(t), 3) for t in grid],

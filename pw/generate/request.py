@@ -51,6 +51,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _scales(text: str) -> tuple[float, ...]:
+    read = number(-100, 100, float)
+    # six digits, as the words of a call to other processes have them (`to_words`)
+    return tuple(float(f"{read(part.strip()):g}") for part in text.strip("[]").split(","))
+
+
 @dataclass(frozen=True)
 class GenerateOptions:
     """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
@@ -64,6 +70,10 @@ class GenerateOptions:
     weights: str | None = option(
         None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_path
     )
+    lora: tuple[Path, ...] = option((), "LoRAs for stage II: FILE or [FILE,FILE], .safetensors")
+    lora_scale: tuple[float, ...] = option((), "of each, e.g. [1,0.5]; 1 by default", read=_scales)
+    anchor_lora: tuple[Path, ...] = option((), "LoRAs for stage I", key="anchor.lora")
+    anchor_lora_scale: tuple[float, ...] = option((), "of each", read=_scales, key="anchor.lora_scale")
     anchors_from: Path | None = option(None, "the `out` of an earlier call, whose anchors are used")
     video: Path | None = option(None, "a video of yours in the place of stage I, of any size, rate and length")
     image: Path | None = option(None, "an image that is the first frame of the video")
@@ -95,7 +105,8 @@ class Prompt:
 class GenerationRequest:
     """One checked call: prompts, stages, weights and output folder.
 
-    hires, anchor    stage II and stage I, None with a video in its place; `*_source`: where their weights come from
+    hires, anchor    stage II and stage I, None with a video in its place; `*_source`: where their weights come from;
+                     `*_loras`: (file, scale) of LoRAs that are merged into these
     weights          folder of Wan's weights, None for random weights
     seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, recorded while videos are made
     """
@@ -107,6 +118,8 @@ class GenerationRequest:
     anchor_source: str
     weights: Path | None
     out: Path
+    hires_loras: tuple[tuple[Path, float], ...] = ()
+    anchor_loras: tuple[tuple[Path, float], ...] = ()
     source: SourceVideo | None = None
     image: SourceImage | None = None
     prompts: list[Prompt] = field(default_factory=list)
@@ -149,6 +162,9 @@ class GenerationRequest:
             parts.append([self.source.fingerprint, self.fps, self.source.frames, crop])
         if self.image is not None:
             parts.append(["image", self.image.fingerprint])
+        if self.hires_loras or self.anchor_loras:
+            stages = (self.anchor_loras, self.hires_loras)
+            parts.append([[(fingerprint(path), scale) for path, scale in loras] for loras in stages])
         return digest(parts, 16)
 
     @property
@@ -278,6 +294,7 @@ def _video_file(options: GenerateOptions, anchor_overrides: list[str]) -> VideoF
     if options.video is None:
         return None
     unused = [f"anchor.{override}" for override in anchor_overrides]
+    unused += [f"anchor.lora={path}" for path in options.anchor_lora]
     unused += [f"anchors_from={options.anchors_from}"] if options.anchors_from is not None else []
     unused += [f"anchor={options.anchor}"] if options.anchor != "base" else []
     if unused:
@@ -318,6 +335,8 @@ def make_request(
     if options.lossless and options.quality is not None:
         raise ConfigError(f"quality={options.quality}: is for H.264, lossless=true writes FFV1; leave one out")
     texts = _read_prompts(options)
+    loras = _loras("", options.lora, options.lora_scale)
+    anchor_loras = _loras("anchor.", options.anchor_lora, options.anchor_lora_scale)
     weights = None if options.weights == "random" or is_own else locate(options.weights)
     if weights is not None:
         check(weights, ("transformer", "vae", "text_encoder", "tokenizer"))
@@ -343,7 +362,7 @@ def make_request(
     check_writable("out", out)
     source = None if file is None else file.source(hires, options.lossless)
     image = None if options.image is None else read_image(options.image, hires)
-    request = GenerationRequest(options, hires, anchor, *sources, weights, out, source, image)
+    request = GenerationRequest(options, hires, anchor, *sources, weights, out, loras, anchor_loras, source, image)
     request.prompts = named_prompts(request, texts)
     has_casts = any(run.trainer.storage == "fp8" for run, _ in request.stages)
     if hires.trainer.compile is None and not has_casts and pays_to_compile(request):
@@ -352,6 +371,20 @@ def make_request(
     announce(request)
     _check_weights(request)
     return request
+
+
+def _loras(prefix: str, files: tuple[Path, ...], scales: tuple[float, ...]) -> tuple[tuple[Path, float], ...]:
+    """(file, scale) of each LoRA. Raises ConfigError for a file that is not there, or another number of scales."""
+    for file in files:
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise ConfigError(
+                f"{prefix}lora={file}: {'is no' if file.exists() else 'there is no such'} .safetensors file"
+            )
+    if scales and len(scales) != len(files):
+        raise ConfigError(
+            f"{prefix}lora_scale={list(scales)}: {len(scales)} scales for {len(files)} files; give each one"
+        )
+    return tuple(zip(files, scales or (1.0,) * len(files), strict=True))
 
 
 def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
@@ -376,7 +409,8 @@ def named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]
 
 
 def _check_weights(request: GenerationRequest) -> None:
-    """Raises ValueError if an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
+    """Raises ValueError if an attention kernel is missing, weights do not fit, or a prompt is too long."""
+    from pw.nn.lora import check_loras
     from pw.nn.networks import check_checkpoint, check_kernel
     from pw.nn.tiny_decoder import sizes_of
 
@@ -384,6 +418,11 @@ def _check_weights(request: GenerationRequest) -> None:
         check_kernel(network_of(run), request.device)
         if source not in ("base", "random"):
             check_checkpoint(network_of(run), Path(source))
+    for prefix, loras in (("", request.hires_loras), ("anchor.", request.anchor_loras)):
+        try:
+            check_loras(request.hires.backbone, loras)
+        except ValueError as error:
+            raise ConfigError(f"{prefix}lora={error}") from error
     codec = request.hires.codec
     if isinstance(codec, WanVAE) and codec.decoder_file is not None:
         sizes_of(Path(codec.decoder_file), codec.channels)

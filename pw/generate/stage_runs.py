@@ -61,6 +61,8 @@ def split_overrides(arguments: Sequence[str], own: bool = False) -> tuple[list[s
             continue
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+        if override == "scale=small":
+            raise ConfigError(f"{argument}: has no prompts and no VAE; `pw sample` samples it, scale=2k makes videos")
         if override == "codec=space_to_depth":
             raise ConfigError(f"{argument}: a video is decoded by Wan's VAE; leave it at wan_vae")
     _check_keys(overrides, anchor_overrides, own)
@@ -107,6 +109,10 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
     path = Path(value).expanduser()
     if not path.exists():
         raise ConfigError(f"{stage}={value}: no such file, folder or signature")
+    if (path / "pytorch_lora_weights.safetensors").exists() and not (path / "transformer").exists():
+        raise ConfigError(
+            f"{stage}={value}: an export of adapters alone; `pw export run=… merge=true` writes all weights"
+        )
     training = path if path.is_dir() else path.parent
     if training.absolute().parent.name == "train" and (training / "done.json").exists():
         weights_of(training, WEIGHTS if path.is_dir() else path.name)

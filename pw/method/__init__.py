@@ -8,6 +8,8 @@
 | `weighting`    | the weight lambda of a step in the loss           | Eq. 8                  |
 | `target`       | two short steps make one long one                 | Eqs. 4, 7.6            |
 | `objective`    | what is minimised, and when                       | Eqs. 4, 7.3, 7.7, 7.8  |
+| `mean_flow`    | a rival: the target from a derivative             | not in it              |
+| `consistency_model` | a rival: neighbours jump to the same data    | not in it              |
 | `solver`       | few-step integration, inference grids             | Eqs. 3, 7.5            |
 | `coverage`     | which pairs of a grid were ever trained           | D5                     |
 

@@ -1,4 +1,7 @@
-"""What is minimised: flow matching, or flow matching and shortcut consistency in turn  (Eqs. 4, 7.3, 7.7, 7.8)."""
+"""What is minimised: flow matching, or flow matching and shortcut consistency in turn  (Eqs. 4, 7.3, 7.7, 7.8).
+
+Its rivals from elsewhere are in `pw.method.mean_flow` and `pw.method.consistency_model`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Loss:
     """
 
     value: Tensor
-    term: Literal["flow", "consistency"]
+    term: Literal["flow", "consistency", "meanflow"]
     error: Tensor | None = None
     timestep: Tensor | None = None
     stride: Tensor | None = None
@@ -54,6 +57,8 @@ class Objective(Protocol):
     trains_strides    whether the network learns strides other than 0; if not, it is sampled at stride 0
     uses_ema          whether `target` in a call is the velocity of the EMA network; if not, of the trained one
     depends_on_batch  whether a clip's loss depends on the other clips of its batch; such a batch must not be split
+
+    What only plans a training and does not change its loss is a method or a property: `pw.run.signatures.PLANNING`.
     """
 
     trains_strides: bool
@@ -66,7 +71,17 @@ class Objective(Protocol):
 
     @property
     def step_sampler(self) -> StepSampler | None:
-        """The sampler of (timestep, stride), None if only stride 0 is trained."""
+        """The sampler of (timestep, stride), None if the trained steps are no list: stride 0 alone, or all."""
+        ...
+
+    @property
+    def jumps_to_data(self) -> Literal["never", "also", "only"]:
+        """Whether the step from any timestep to 0 is trained, as `solver=consistency` needs; `only`: and no other."""
+        ...
+
+    @property
+    def target_evaluations(self) -> int:
+        """Evaluations of the network for the target of a consistency update, without gradient."""
         ...
 
     def __call__(
@@ -80,7 +95,7 @@ class Objective(Protocol):
         ...
 
     def is_consistency(self, update: int) -> bool:
-        """Whether an update minimises the consistency term: two more evaluations of the network."""
+        """Whether an update has a target of the network's own, which costs `target_evaluations` more."""
         ...
 
     def consistency_updates(self, updates: int) -> float:
@@ -132,6 +147,14 @@ class Flow:
     @property
     def step_sampler(self) -> None:
         """Only stride 0 is trained."""
+
+    @property
+    def jumps_to_data(self) -> Literal["never"]:
+        return "never"
+
+    @property
+    def target_evaluations(self) -> int:
+        return 0
 
     def check(self, schedule: Schedule) -> None:
         """Fits every schedule."""
@@ -236,6 +259,16 @@ class Shortcut:
     @property
     def depends_on_batch(self) -> bool:
         return FlowWeight(self.flow_weight).depends_on_batch or getattr(self.weighting, "depends_on_batch", False)
+
+    @property
+    def jumps_to_data(self) -> Literal["never"]:
+        """From the starts of its step sampler alone."""
+        return "never"
+
+    @property
+    def target_evaluations(self) -> int:
+        """Two halves, in each branch where they are guided."""
+        return 2 if self.target.guidance == "none" else 4
 
     def check(self, schedule: Schedule) -> None:
         self.step_sampler.check(schedule)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from pw.io.lazy import Tensor, torch
-from pw.method.path import Velocity
+from pw.method import path
+from pw.method.path import Velocity, broadcast
 from pw.method.schedule import Schedule, shifted
 
 
@@ -100,6 +102,37 @@ class Euler:
             v = velocity(state, _full(timestep, noise), _full(stride, noise))
             state = state - (sigma - next_sigma) * v
         return state
+
+
+@dataclass(frozen=True)
+class JumpAndRenoise:
+    """data <- x - sigma v(x, T, stride T), x <- (1 - sigma_next) data + sigma_next fresh noise  (arXiv 2303.01469,
+    Algorithm 1, on our path). One step is Euler's.
+
+    When to use: with consistency training, and with MeanFlow, which trains such jumps, too.
+    """
+
+    def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
+        """noise [B, C, F, h, w], grid [n + 1] -> data of noise's shape; `strides` are not used: each step is the jump
+        to data."""
+        state = data = noise
+        for step, timestep in enumerate(grid[:-1].tolist()):
+            timesteps = _full(timestep, noise)
+            if step:
+                state = path.state(data, fresh_noise(noise, step), schedule.sigma(timesteps))
+            data = state - broadcast(schedule.sigma(timesteps), state) * velocity(state, timesteps, timesteps)
+        return data
+
+
+def fresh_noise(noise: Tensor, step: int) -> Tensor:
+    """Noise of another step, drawn on the CPU from each clip's own initial noise: the same in every arm, on every
+    device, and however many clips are sampled at once."""
+    clips = []
+    for clip in noise:
+        first = clip.flatten()[:4].float().cpu().numpy().tobytes()
+        seed = int.from_bytes(hashlib.sha256(first + step.to_bytes(4, "little")).digest()[:4], "little")
+        clips.append(torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(clips).to(noise)
 
 
 def _full(value: float, like: Tensor) -> Tensor:

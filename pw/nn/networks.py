@@ -20,6 +20,7 @@ from torch.nn.attention import (
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
+from pw.nn.lora import LoraFile, merge_loras
 from pw.nn.placement import offload_blocks, store_in_fp8
 from pw.nn.sparse_attention import COMPILED, SparseMask
 
@@ -39,8 +40,8 @@ MAX_ERROR = {"sdpa": 0.01, "sage": 0.1}
 
 @dataclass(frozen=True)
 class Network:
-    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`), and its
-    sparse attention."""
+    """A network to load: sizes, adapters, kernel, compilation and memory (see `pw.run.settings.Trainer`), its sparse
+    attention, and LoRAs to merge into its weights."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None
@@ -50,6 +51,7 @@ class Network:
     sparsity: options.Attention | None = None
     offload: str = "none"
     storage: str = "as_computed"
+    loras: tuple[LoraFile, ...] = ()
 
     def build(self, dit: Any = None) -> Backbone:
         return Backbone(self.backbone, self.injector, dit, self.sparsity)
@@ -73,6 +75,7 @@ def load_network(
         net = network.build(pretrained(network.backbone, weights, dtype))
     else:
         net = _from_checkpoint(network, Path(source))
+    merge_loras(net, network.loras)
     net = _prepare(network, net, dtype)
     if network.storage == "fp8":
         store_in_fp8(net)

@@ -159,6 +159,36 @@ Attention = Window | TopBlocks  # None: dense
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters of the transformer: W x becomes W x + alpha / rank B A x, with A [rank, in] and B [out, rank].
+
+    targets  linear layers of every block, with diffusers' names; those of an attention are of both attentions
+    dropout  share of x that the adapters do not see in training
+    """
+
+    rank: Annotated[int, Range(1, 4096)]
+    alpha: Annotated[float, Range(0.001, 65_536)]
+    targets: tuple[str, ...]
+    dropout: Annotated[float, Range(0, 0.9)]
+    TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+    def __post_init__(self) -> None:
+        if not self.targets or len({*self.targets} & {*self.TARGETS}) != len(self.targets):
+            raise ValueError(
+                f"train.lora.targets={list(self.targets)}: expected some of {', '.join(self.TARGETS)}, each once"
+            )
+
+    def check(self, backbone: Wan) -> None:
+        """Raises ValueError for a rank that is no lower than that of the layers."""
+        if self.rank >= (full := min(backbone.width, backbone.ffn_dim)):
+            raise ValueError(f"train.lora.rank={self.rank}: the layers have rank {full}; set a lower one")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class SpaceToDepth:
     """A lossless codec: each `factor` x `factor` square of pixels becomes 3 factor^2 channels."""
 

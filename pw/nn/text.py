@@ -21,7 +21,7 @@ class TextEncoder:
     """Tokenizer and encoder of weights in diffusers' layout, loaded at the first prompt that is not cached.
 
     tokens  length of an embedding: 512
-    cache   folder of `<digest>.safetensors`, one per prompt and weights
+    cache   folder of `<digest>.safetensors`, one per prompt, weights, type and `tokens`
     name    of the weights, part of the digest
     device  of the encoder: 11.4 GB in bf16
     """
@@ -65,7 +65,7 @@ class TextEncoder:
             torch.cuda.empty_cache()
 
     def _path(self, prompt: str) -> Path:
-        text = f"{self.name}\n{self.dtype}\n{prompt}"
+        text = f"{self.name}\n{self.dtype}\n{self.tokens}\n{prompt}"
         return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
     def _tokens(self, prompt: str) -> list[int]:

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
-from pw.data.shard_index import ShardError, manifest_entry, write_tar
+from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit, text_name
+from pw.data.shard_index import CAPTIONS, ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
 from pw.io.console import printable
@@ -119,15 +119,22 @@ def _encode_shard(
             except ShardError as error:
                 problems.append(str(error))
                 continue
-            content = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
+            content: dict[str, Any] = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
+            content |= {CAPTIONS: clip.captions} if len(clip.captions) > 1 else {}
             write_json(path.with_suffix(".json"), content)
-            _save(path, worker.clip(clip.frames, clip.key) | {"text": worker.text(clip.caption, folder / "text")})
+            captions = enumerate(clip.captions or ("",))
+            texts = {text_name(n): worker.text(caption, folder / "text") for n, caption in captions}
+            sized = None if shard.buckets is None else shard.buckets[number]
+            _save(path, worker.clip(clip.frames, clip.key, sized) | texts)
             report.encoded += 1
             progress(name, report.encoded + report.existing, report.clips)
         if len(problems) < len(shard.ids):
             with replacing(encoding.folder / name) as partial:
                 write_tar(partial, _samples(folder))
         result = {"clips": len(shard.ids) - len(problems), "skipped": problems, "problem": ""}
+        if shard.buckets is not None:
+            keys = [shard.index.samples[i].key for i in shard.ids]
+            result["buckets"] = dict(zip(keys, shard.buckets, strict=True))
         write_json(record, result)
         shutil.rmtree(folder)
     report.skipped += result["skipped"]
@@ -171,11 +178,12 @@ class _Worker:
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         return TextEncoder(self.weights, self.run.backbone.text_tokens, Path(), "", self.device, dtype)
 
-    def clip(self, frames: Any, key: str) -> dict[str, Tensor]:
-        """uint8 [F, H, W, 3] -> `latent` [C, F', h, w], `anchors` [n, C, F', h', w'], float32."""
+    def clip(self, frames: Any, key: str, bucket: int | None = None) -> dict[str, Tensor]:
+        """uint8 [F, H, W, 3] -> `latent` [C, F', h, w], `anchors` [n, C, F', h', w'], float32, at the size of the scale
+        or of a bucket."""
         import torch
 
-        scale = self.run.scale
+        scale = self.run.scale if bucket is None else self.run.in_buckets()[bucket][0].scale
         video = fit(frames, (scale.frames, scale.height, scale.width))[None].to(self.device)
         latents = [self.codec.encode(video)]
         for number in range(self.anchors):

@@ -6,22 +6,23 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pw.cost.generation_cost import coding, text_encoding
 from pw.cost.rates import rate_text, rates_of
+from pw.data.buckets import assigned, fits
 from pw.data.latents import encoding_settings
 from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
-from pw.data.shards import fits
 from pw.io.arguments import ConfigError, number, option
 from pw.io.files import check_space, digest, parse_json
 from pw.io.progress import duration
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.nn.options import WanVAE
-from pw.prepare.forecast import WAN_FPS, data_command, manifest_settings
+from pw.prepare.forecast import WAN_FPS, data_command, manifest
 from pw.run.build import Run, build
+from pw.run.strategies import as_config_error
 from pw.train.preflight import check_device
 
 PARTS = ("vae", "text_encoder", "tokenizer")
@@ -52,29 +53,38 @@ class LatentsOptions:
 
 @dataclass(frozen=True)
 class VideoShard:
-    """A shard of video. `ids`: indices of the clips that are large enough; `problem`: why it has no index."""
+    """A shard of video. `ids`: indices of the clips that are large enough; `problem`: why it has no index.
+
+    buckets  the bucket of each of these clips; None: all have the size of the scale
+    """
 
     path: Path
     split: str
     index: ShardIndex | None
     ids: tuple[int, ...]
     problem: str = ""
+    buckets: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class LatentSizes:
-    """Shapes of the tensors of an encoded clip; of the text, the largest, as its length differs."""
+    """Shapes of the tensors of an encoded clip; of the text, the largest, as its length differs.
+
+    captions  largest number that a clip has
+    """
 
     latent: tuple[int, int, int, int]
     anchor: tuple[int, int, int, int]
     anchors: int
     text: tuple[int, int]
     patch: tuple[int, int, int]
+    captions: int = 1
 
     @property
     def clip_bytes(self) -> int:
         """Largest size of a clip."""
-        return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + bf16_bytes(self.text)
+        texts = self.captions * bf16_bytes(self.text)
+        return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + texts
 
     def tokens(self, shape: tuple[int, int, int, int]) -> int:
         """Number of tokens of a latent in the network."""
@@ -147,9 +157,11 @@ def plan_encoding(options: LatentsOptions) -> Encoding:
         raise ConfigError(f"rank={rank}: of world={world} calls the ranks are 0 to {world - 1}")
     scale = () if any(word.startswith("scale=") for word in options.overrides) else ("scale=2k",)
     run = build([*scale, *options.overrides, "data=none"])
-    clip_sizes = sizes(run, options.anchors)
+    # of the largest clips
+    clip_sizes = max((sizes(sized, options.anchors) for sized, _ in run.in_buckets()), key=lambda one: one.clip_bytes)
     urls = str(Path(options.urls or f"data/shards-{run.scale.name}").expanduser())
     shards, skipped_small = _read_shards(urls, options.splits, run)
+    clip_sizes = replace(clip_sizes, captions=max(1, manifest(urls).get("captions", {}).get("most", 1)))
     return Encoding(run, urls, options.out, clip_sizes, shards, skipped_small, rank, world)
 
 
@@ -174,6 +186,7 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
         size = (scale.frames, scale.height, scale.width)
         shards.append(VideoShard(path, split, index, tuple(i for i, s in enumerate(clip_shapes) if fits(s, size))))
         shapes += clip_shapes
+    shards = _in_buckets(shards, run, urls)
     if not shards:
         raise ConfigError(f"urls={urls}: none of its {len(paths)} shards is named {' or '.join(splits)}-*.tar")
     if duplicates := [name for name, count in Counter(shard.path.name for shard in shards).items() if count > 1]:
@@ -191,6 +204,22 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
     return [shard for shard in shards if shard.ids or shard.index is None], too_small
 
 
+def _in_buckets(shards: list[VideoShard], run: Run, urls: str) -> list[VideoShard]:
+    """The shards of train with the clips of the run's buckets; those of val keep the size of the scale, as evaluations
+    do. Raises ConfigError for a bucket without clips."""
+    train = [shard for shard in shards if shard.split == "train" and shard.index is not None]
+    if run.mix is None or not train:
+        return shards
+    shapes = [sample.shape for shard in train if shard.index is not None for sample in shard.index.samples]
+    with as_config_error():
+        numbers = iter(assigned(shapes, run.mix.buckets, urls))
+    for shard in train:
+        assert shard.index is not None
+        own = {i: number for i, number in zip(range(len(shard.index)), numbers, strict=False) if number is not None}
+        shards[shards.index(shard)] = replace(shard, ids=tuple(own), buckets=tuple(own.values()))
+    return shards
+
+
 def estimate(encoding: Encoding) -> str:
     """The text that describes number and size of the latents, and how long they take."""
     scale, clip = encoding.run.scale, encoding.sizes
@@ -198,18 +227,20 @@ def estimate(encoding: Encoding) -> str:
     note = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
     shape = lambda sides: " x ".join(map(str, sides))  # noqa: E731
     megabytes = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
-    rate, note_rate = manifest_settings(encoding.urls).get("fps"), ""
+    rate, note_rate = manifest(encoding.urls).get("settings", {}).get("fps"), ""
     if rate is not None and not 0 < rate <= WAN_FPS:
         kept = f"up to {rate:g}" if rate else "all"
         note_rate = f"\n  note     the shards keep {kept} frames/s of their videos; Wan's have {WAN_FPS:g}"
+    each = f", for each of at most {clip.captions} captions" if clip.captions > 1 else ""
+    buckets = "" if encoding.run.mix is None else f"; to train {', '.join(map(str, encoding.run.mix.buckets))}"
     work = len(encoding.rank_shards) / len(encoding.shards) * clips * seconds_of_clip(encoding)
     return (
         f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{note}, "
-        f"{scale.frames} frames of {scale.height} x {scale.width} px\n"
+        f"{scale.frames} frames of {scale.height} x {scale.width} px{buckets}\n"
         f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {megabytes(clip.latent)}\n"
         f"  anchors  {clip.anchors} of {shape(clip.anchor)}, {clip.tokens(clip.anchor):,} tokens, "
         f"{megabytes(clip.anchor)} each\n"
-        f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}\n"
+        f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}{each}\n"
         f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most\n"
         f"  time     about {duration(work)} {rate_text(encoding.run)}{note_rate}"
     )
@@ -217,10 +248,12 @@ def estimate(encoding: Encoding) -> str:
 
 def seconds_of_clip(encoding: Encoding) -> float:
     """Estimated time of encoding a clip, its anchors and its caption on one device."""
-    run, scale = encoding.run, encoding.run.scale
-    phases = [coding(run, "clip", scale.size, "encode"), text_encoding(run)]
-    phases += encoding.sizes.anchors * [coding(run, "anchor", scale.anchor_size, "encode")]
-    return sum(phase.seconds(rates_of(run)) for phase in phases)
+    seconds = 0.0
+    for run, weight in encoding.run.in_buckets():
+        phases = [coding(run, "clip", run.scale.size, "encode"), *encoding.sizes.captions * [text_encoding(run)]]
+        phases += encoding.sizes.anchors * [coding(run, "anchor", run.scale.anchor_size, "encode")]
+        seconds += weight * sum(phase.seconds(rates_of(run)) for phase in phases)
+    return seconds
 
 
 def check_disk(encoding: Encoding) -> None:
@@ -256,6 +289,7 @@ def find_weights(encoding: Encoding) -> None:
         "weights": {part: fingerprint(encoding.weights / part) for part in PARTS},
         "accelerator": run.trainer.accelerator,
         "clips": digest([[shard.path.name, _content(shard)] for shard in encoding.shards], 16),
+        **({} if run.mix is None else {"buckets": [[*bucket] for bucket in run.mix.buckets]}),
     }
 
 

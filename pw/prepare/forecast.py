@@ -20,7 +20,7 @@ from pw.prepare.source_videos import ClipSettings, VideoRecord
 from pw.run.build import Run, build
 
 WAN_FPS = 24.0  # of the videos that Wan2.2-TI2V-5B was trained on and makes
-SCALES = ("4k", "2k", "proxy", "tiny")  # from large to small
+SCALES = ("4k", "2k", "proxy", "small", "tiny")  # from large to small
 CUT_RATE = 50e6  # px of source video decoded and cut in a second, by one core. Assumed; 720p measured twice that.
 
 
@@ -42,18 +42,20 @@ class ScaleNeeds:
 
     @classmethod
     def of(cls, run: Run) -> ScaleNeeds:
-        """The needs of a run. At the tiny scale the defaults of `pw data` are enough, and motion has any rate."""
+        """The needs of a run. Without a text encoder motion has any rate, and frames are at least twice as high as a
+        crop, so that crops differ; at the tiny scale the defaults of `pw data` are enough."""
         crop, tiny = Crop(run.scale.frames, run.scale.height, run.scale.width), ClipSettings()
         frames, short = 4 * math.ceil((crop.frames - 1) / 4) + 1, short_side(crop.height, crop.width)
         if run.text is None:
-            settings = {"frames": max(frames, tiny.frames), "short_side": max(short, tiny.short_side)}
+            roomy = max(2 * min(crop.height, crop.width), short, tiny.short_side)
+            settings = {"frames": max(frames, tiny.frames), "short_side": roomy}
             return cls(run.scale.name, crop, settings)
         return cls(run.scale.name, crop, {"frames": frames, "short_side": short, "fps": WAN_FPS})
 
     @classmethod
     def of_scale(cls, name: str) -> ScaleNeeds:
         """Raises ConfigError for no such scale."""
-        return cls.of(build([f"scale={name}"]))
+        return cls.of(build([f"scale={name}", "data=none"]))
 
     def clip_settings(self, given: dict[str, Any]) -> ClipSettings:
         """The settings of a call, with the `given` ones. Raises ConfigError if their clips are too small."""
@@ -71,17 +73,18 @@ class ScaleNeeds:
         return f"scale={self.scale}: {self.crop.frames} frames of {self.crop.height} x {self.crop.width} px"
 
 
-def manifest_settings(urls: str) -> dict[str, Any]:
-    """The settings of the `pw data` call that made some shards; empty if unknown."""
+def manifest(urls: str) -> dict[str, dict[str, Any]]:
+    """`settings` and `captions` of the `pw data` call that made some shards; empty if unknown."""
     try:
-        return dict(json.loads((Path(urls) / MANIFEST).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((Path(urls) / MANIFEST).read_text())
+        return {key: dict(content[key]) for key in ("settings", "captions") if key in content}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def data_command(run: Run, urls: str) -> str:
     """The `pw data` call that makes clips for a run from the videos that the shards in `urls` came from."""
-    needs, settings = ScaleNeeds.of(run), manifest_settings(urls)
+    needs, settings = ScaleNeeds.of(run), manifest(urls).get("settings", {})
     is_ultravideo, folder = "split_by" in settings, Path(urls)
     words = ["name=ultravideo accept_licence=true" if is_ultravideo else "path=DIR"]
     if is_preset := needs == ScaleNeeds.of_scale(needs.scale):
@@ -217,3 +220,5 @@ def print_next(out: Path, needs: ScaleNeeds | None) -> None:
     """The command that the shards are for."""
     if needs is not None and "fps" in needs.settings:
         print(f"next: pw latents urls={out} scale={needs.scale}")
+    elif needs is not None and needs.scale != "tiny":
+        print(f"next: pw ablation name=ansc scale={needs.scale} data.urls={out}")

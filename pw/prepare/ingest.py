@@ -1,6 +1,7 @@
 """Cut a folder of videos, or UltraVideo, into webdataset shards of short, small clips without scene cuts: `pw data`.
 
-    out/train-000000.tar …  <key>.npy uint8 [F, H, W, 3], <key>.json its origin, <key>.txt its caption, if any
+    out/train-000000.tar …  <key>.npy uint8 [F, H, W, 3], <key>.json its origin, <key>.txt its caption, if any; of
+                            several the first, and all in the .json
     out/val-000000.tar …    held out: shares no frame with train
     out/manifest.json       settings, sources, sha256 of the shards; written last, it marks a finished folder
     out/report.json         the record of every video; why some were skipped, and which files were not read
@@ -20,8 +21,7 @@ import json
 import math
 import re
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,23 +30,32 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pw.data.shard_index import CHECKSUMS, ENDINGS, MANIFEST, checksums, index_tar, shard_digest, write_shards
+from pw.data.shard_index import CAPTIONS, CHECKSUMS, ENDINGS, MANIFEST, checksums, index_tar, shard_digest, write_shards
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.console import one_line
 from pw.io.files import check_writable, length, parse_json, replacing, sha256, write_json
 from pw.io.hub import revision_name
-from pw.io.progress import Pace, ProgressLine
-from pw.io.video import Frame, Frames, VideoError, decode, probe
+from pw.io.progress import Pace
+from pw.io.video import Frames, VideoError, decode, probe
+from pw.prepare.caption_files import (
+    NONE,
+    CaptionFile,
+    captions_record,
+    captions_summary,
+    find_caption_file,
+    sidecar_captions,
+)
 from pw.prepare.forecast import ScaleNeeds, announce, print_next
 from pw.prepare.source_videos import (
     ClipSettings,
+    CutProgress,
     HardCuts,
     VideoRecord,
     assign_splits,
     cut_clips,
     find_videos,
-    read_caption,
     record_id,
+    skip_duplicates,
     split_by_origin,
 )
 
@@ -63,6 +72,9 @@ class DataOptions:
     name: Literal["ultravideo"] | None = option(None, "a public dataset, instead of path=")
     out: Path | None = option(
         None, "output folder; without it data/shards, or data/NAME of a public dataset; with scale= shards-SCALE"
+    )
+    captions: str | None = option(
+        None, "a .json, .jsonl, .csv or .parquet of captions; by default captions.* or metadata.* in path=; or none"
     )
     scale: str | None = option(None, "cut what `pw latents scale=…` needs: sets frames, short_side and fps")
     dry_run: bool = option(False, "say how many clips, and what disk and time they take, and stop")
@@ -94,6 +106,8 @@ class DataOptions:
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
             raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")
+        if self.name and self.captions is not None:
+            raise ConfigError("captions= is for path=, not for name=ultravideo, which has its own (caption=)")
 
     @cached_property
     def needs(self) -> ScaleNeeds | None:
@@ -121,9 +135,11 @@ def run(options: DataOptions) -> int:
     assert options.path is not None
     out, settings = options.out or Path("data") / options.shards_name, options.settings
     if options.dry_run:
-        announce(find_videos(options.path)[0], {}, settings, options.needs, out)
+        videos = find_videos(options.path)[0]
+        find_caption_file(options.path, options.captions, videos)
+        announce(videos, {}, settings, options.needs, out)
         return 0
-    ingest(options.path, out, settings, options.overwrite, needs=options.needs)
+    ingest(options.path, out, settings, options.overwrite, needs=options.needs, captions=options.captions)
     print_next(out, options.needs)
     return 0
 
@@ -138,15 +154,18 @@ def ingest(
     overwrite: bool = False,
     origins: Mapping[str, str] | None = None,
     needs: ScaleNeeds | None = None,
+    captions: str | None = NONE,
 ) -> dict[str, Any]:
     """Write the shards to `out`, or continue an earlier call; returns the manifest.
 
-    origins  file name relative to `path` -> its source video; whole sources are held out (`split_by_origin`)
-    needs    what the clips are for
+    origins   file name relative to `path` -> its source video; whole sources are held out (`split_by_origin`)
+    needs     what the clips are for
+    captions  as in `find_caption_file`; videos that the file does not have may have one beside them
     Raises ConfigError for no videos, none that is large enough for `needs`, other files in `out`, too little disk
     space, or no clip in any video.
     """
     (videos, passed_over), frames = find_videos(path), 0
+    captions_file = find_caption_file(path, captions, videos)
     if overwrite or not (out / MANIFEST).is_file():
         check_writable("out", out)
         frames = announce(videos, {} if overwrite else _read_records(out, videos), settings, needs, out)
@@ -156,8 +175,8 @@ def ingest(
             if overwrite:
                 _clear(out)
             if (out / MANIFEST).is_file():
-                return _check_finished(out, videos, _settings_content(settings, origins))
-            return _write_dataset(out, videos, passed_over, settings, origins, frames)
+                return _check_finished(out, videos, _settings_content(settings, origins, captions_file))
+            return _write_dataset(out, videos, passed_over, settings, origins, captions_file, frames)
     except Timeout:
         raise ConfigError(f"out={out}: another `make data` is running there; wait, or give another out=") from None
 
@@ -168,11 +187,12 @@ def _write_dataset(
     passed_over: dict[str, str],
     settings: ClipSettings,
     origins: Mapping[str, str] | None,
+    captions: CaptionFile | None,
     frames: int,
 ) -> dict[str, Any]:
     pace, folder = Pace(), out / UNFINISHED
-    settings_file, content = folder / "settings.json", _settings_content(settings, None)
-    if settings_file.is_file():  # without `origins`: cut videos do not depend on the split
+    settings_file, content = folder / "settings.json", _settings_content(settings)
+    if settings_file.is_file():  # cut videos do not depend on the split and the captions
         _read_earlier(out, settings_file, content)
     elif _shards_in(out):
         raise ConfigError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
@@ -182,17 +202,19 @@ def _write_dataset(
     if records:
         print(f"resuming: {len(records)} of {len(videos)} videos are done")
     missing = {name: video for name, video in videos.items() if name not in records}
-    progress = _CutProgress(frames)
+    progress = CutProgress(frames)
     for count, (name, video) in enumerate(missing.items(), start=1):
         progress.video = f"{count}/{len(missing)} {one_line(name)}"
         record = records[name] = _cut_video(folder, name, video, settings, progress)
         write_json(folder / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
     all_records = [records[name] for name in videos]
-    _skip_duplicates(all_records)
+    skip_duplicates(all_records)
     for record in all_records:
         record.origin = (origins or {}).get(record.file, "")
-    manifest = _assemble(out, all_records, passed_over, settings, _settings_content(settings, origins))
+        if captions is not None:
+            record.captions = [*captions.captions.get(record.file, record.captions)]
+    manifest = _assemble(out, all_records, passed_over, settings, _settings_content(settings, origins, captions))
     _summarise(out, manifest, all_records, pace.elapsed)
     return manifest
 
@@ -212,8 +234,12 @@ def _check_finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]
     return manifest
 
 
-def _settings_content(settings: ClipSettings, origins: Mapping[str, str] | None) -> dict[str, Any]:
-    return {"format": FORMAT, **asdict(settings), **({} if origins is None else {"split_by": "source video"})}
+def _settings_content(
+    settings: ClipSettings, origins: Mapping[str, str] | None = None, captions: CaptionFile | None = None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"format": FORMAT, **asdict(settings)}
+    content |= {} if origins is None else {"split_by": "source video"}
+    return content | ({} if captions is None else {"captions": captions.digest})
 
 
 def _read_earlier(out: Path, path: Path, current: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +248,8 @@ def _read_earlier(out: Path, path: Path, current: dict[str, Any]) -> dict[str, A
         content = parse_json(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
-    earlier = {"split_by": "file"} | content.get("settings", content)
+    defaults = {"split_by": "file", "captions": "beside the videos"}
+    earlier, current = defaults | content.get("settings", content), {"captions": defaults["captions"]} | current
     if differences := [key for key in current if earlier.get(key) != current[key]]:
         text = ", ".join(f"{key}={earlier.get(key)} (now {current[key]})" for key in differences)
         raise ConfigError(f"out={out}: was made with {text}; give another out=, or overwrite=true")
@@ -249,7 +276,7 @@ def _read_records(out: Path, videos: dict[str, Path]) -> dict[str, VideoRecord]:
     return {name: record for name, video in videos.items() if (record := _read_record(out, name, video))}
 
 
-def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, progress: _CutProgress) -> VideoRecord:
+def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, progress: CutProgress) -> VideoRecord:
     """Write the clips of one video to `<id>.raw`, uint8 [clips, F, H, W, 3]."""
     stat = video.stat()
     record = VideoRecord(name, stat.st_size, stat.st_mtime_ns)
@@ -269,19 +296,11 @@ def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, pro
         return record
     record.frames, record.cuts, record.fps = detector.frames, detector.cuts, min(info.fps, settings.fps or info.fps)
     record.peak = info.peak
-    record.caption, warning = read_caption(video)
+    record.captions, warning = sidecar_captions(video)
     record.warning = "; ".join(filter(None, (warning, info.note)))
     if not record.clips:
         record.skipped = f"too short: {record.frames} frames, {record.cuts} cuts, no {settings.frames} in one shot"
     return record
-
-
-def _skip_duplicates(records: list[VideoRecord]) -> None:
-    """Skip all but the first of files with the same bytes: a copy could be in the other split."""
-    files: dict[str, str] = {}
-    for record in records:
-        if record.clips and files.setdefault(record.sha256, record.file) != record.file:
-            record.clips, record.skipped = [], f"the same file as {files[record.sha256]}"
 
 
 def _assemble(
@@ -320,6 +339,7 @@ def _assemble(
         "settings": settings_content,
         "split": rule,
         "totals": totals | {"bytes": sum(shard["bytes"] for shard in shards)},
+        "captions": captions_record(usable),
         "shards": shards,
         "sources": [
             {key: entry[key] for key in ("file", "bytes", "sha256", "clips", "origin") if key != "origin" or entry[key]}
@@ -344,7 +364,9 @@ def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], spl
             content: dict[str, Any] = origin | {"fps": record.fps, "shape": record.shape, "split": split}
             if record.peak:
                 content["peak"] = record.peak
-            members = {"npy": _npy(frames)} | ({"txt": record.caption.encode()} if record.caption else {})
+            if len(record.captions) > 1:
+                content[CAPTIONS] = record.captions
+            members = {"npy": _npy(frames)} | ({"txt": record.captions[0].encode()} if record.captions else {})
             content[CHECKSUMS] = checksums(members)
             yield {"__key__": f"{stem}-{identity}-{start:06d}", "json": json.dumps(content).encode(), **members}
 
@@ -353,6 +375,7 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
     totals, count = manifest["totals"], sum(bool(record.clips) for record in records)
     result = f"{totals['train']} train and {totals['val']} val clips, {totals['bytes'] / 1e6:.1f} MB"
     print(f"{out}: {result}, from {count} of {len(records)} videos in {seconds:.1f} s\nsplit: {manifest['split']}")
+    print(captions_summary(manifest["captions"], out / MANIFEST))
     if not totals["val"]:
         print("warning: no val clips, nothing to evaluate on: give it more or longer videos")
     if count < len(records):
@@ -360,27 +383,6 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
     for record in records:
         if reason := record.skipped or record.warning:
             print(one_line(f"  {record.file}: {reason}"))
-
-
-class _CutProgress:
-    """Shows the current video, the frames per second and the time left."""
-
-    def __init__(self, frames: int) -> None:
-        self.frames, self.done, self.video = frames, 0, ""
-        self.line, self.pace = ProgressLine(sys.stdout, seconds=10), Pace()
-
-    def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The same frames; counts them."""
-        for frame in frames:
-            self.done += 1
-            if self.line.is_due:
-                self.show("cutting")
-            yield frame
-
-    def show(self, text: str, *, last: bool = False) -> None:
-        remaining = self.pace.time_left(self.done, self.frames)
-        rate = f"{self.pace.rate(self.done):.0f} frames/s, {remaining} left" if remaining else "no frames"
-        self.line.show(f"{self.video}: {text} ({rate})", last=last)
 
 
 def _shards_in(out: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Source videos: find them in a folder, read captions, cut clips within scenes, assign clips to train and val.
+"""Source videos: find them in a folder, cut clips within scenes, assign clips to train and val.
 
 Train and val share no frame, and no source video if it is known.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pw.io.arguments import ConfigError
 from pw.io.console import one_line, printable
-from pw.io.files import parse_json
+from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames
 from pw.io.video_files import SUFFIXES, videos_in
 
@@ -76,7 +76,7 @@ class VideoRecord:
     cuts: int = 0
     clips: list[tuple[int, int, float]] = field(default_factory=list)
     shape: tuple[int, ...] = ()
-    caption: str = ""
+    captions: list[str] = field(default_factory=list)
     warning: str = ""
     skipped: str = ""
     origin: str = ""
@@ -128,6 +128,27 @@ def cut_clips(
             clip, skip = clip[step:], max(0, step - length)
 
 
+class CutProgress:
+    """Shows the current video, the frames per second and the time left."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames, self.done, self.video = frames, 0, ""
+        self.line, self.pace = ProgressLine(sys.stdout, seconds=10), Pace()
+
+    def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """The same frames; counts them."""
+        for frame in frames:
+            self.done += 1
+            if self.line.is_due:
+                self.show("cutting")
+            yield frame
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        remaining = self.pace.time_left(self.done, self.frames)
+        rate = f"{self.pace.rate(self.done):.0f} frames/s, {remaining} left" if remaining else "no frames"
+        self.line.show(f"{self.video}: {text} ({rate})", last=last)
+
+
 def find_videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """(name relative to `folder` -> path, of the videos at any depth, sorted, without hidden ones; name -> why it is
     not read, of what else looks like a video; this is printed, too).
@@ -152,31 +173,17 @@ def find_videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return videos, passed_over
 
 
-def read_caption(video: Path) -> tuple[str, str]:
-    """(caption, warning) from `<stem>.txt`, else "caption", "text" or "prompt" in `<stem>.json`, else ""."""
-    for file in (video.with_suffix(".txt"), video.with_suffix(".json")):
-        if not file.is_file():
-            continue
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-            caption = text if file.suffix == ".txt" else _caption_in(parse_json(text))
-        except (OSError, ValueError) as error:
-            return "", f"its caption {file.name} is unreadable: {error}"
-        return " ".join(caption.split()), "" if caption.strip() else f"no caption in {file.name}"
-    return "", ""
+def skip_duplicates(records: list[VideoRecord]) -> None:
+    """Skip all but the first of files with the same bytes: a copy could be in the other split."""
+    files: dict[str, str] = {}
+    for record in records:
+        if record.clips and files.setdefault(record.sha256, record.file) != record.file:
+            record.clips, record.skipped = [], f"the same file as {files[record.sha256]}"
 
 
 def record_id(name: str) -> str:
     """File name for the clips of a video: ten hex digits of the hash of its name."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:10]
-
-
-def _caption_in(value: Any) -> str:
-    if isinstance(value, list):
-        return next((caption for item in value if (caption := _caption_in(item))), "")
-    if isinstance(value, dict):
-        return next((_caption_in(value[key]) for key in ("caption", "text", "prompt") if value.get(key)), "")
-    return value if isinstance(value, str) else ""
 
 
 def _thumbnail(image: Frames) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.data import Source
+from pw.data.buckets import BucketMix
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError, Seed
 from pw.io.files import digest, parse_json
@@ -31,7 +33,7 @@ from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
 
-LARGEST = 1_000_000  # bytes of a shipped start, which is in git
+LARGEST = 2**23  # bytes of a shipped start, which is in git
 SETTINGS = {
     "scale": settings.Scale,
     "train": settings.Train,
@@ -49,8 +51,11 @@ OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 class Card:
     """A start in the repository: weights of a long training by the recipe of `conf/start/<name>.yaml`.
 
-    pw/starts/<name>.safetensors    EMA weights, below 1 MB
+    pw/starts/<name>.safetensors    EMA weights, at most 8 MiB; `<name>-<scale>` for another scale than tiny
     pw/starts/<name>.json           the card, in `content`: recipe, training and checksum
+
+    Of one that was trained on shards, `without_data` is its configuration with data=none: who has other clips, or none,
+    finds it by that (D118).
 
     `make start name=<name>` writes both. A card is valid while the recipe composes to its `configuration`, even if code
     changes; a test repeats the first updates and fails when the current code does not reproduce them.
@@ -62,6 +67,16 @@ class Card:
     configuration: str
     sha256: str
     content: dict[str, Any]
+
+    @property
+    def configurations(self) -> set[str]:
+        """The configuration signatures of runs that it is a start of."""
+        return {self.configuration, self.content.get("without_data", self.configuration)}
+
+    @property
+    def apart_from_data(self) -> list[str]:
+        """The overrides with which a recipe has the configuration `without_data`; none where clips are procedural."""
+        return [f"scale={self.content['scale']}", "data=none"] if "without_data" in self.content else []
 
     @property
     def words(self) -> str:
@@ -196,11 +211,6 @@ class Run:
         return target if isinstance(target, TwoSteps) and target.guidance != "none" else None
 
     @property
-    def target_evaluations(self) -> int:
-        """Evaluations of the network for the target of a consistency update: of two halves, in each branch."""
-        return 2 if self.target_guidance is None else 4
-
-    @property
     def has_texts(self) -> bool:
         """Whether clips have texts other than the empty prompt."""
         return self.text is not None or self.config["data"].get("captions", "none") != "none"
@@ -223,12 +233,39 @@ class Run:
         """The steps of the grid, divided where their size changes."""
         return phases(self.grid(), self.sampling.sizes)
 
-    def latent_size(self, share: float) -> tuple[int, int]:
+    @property
+    def mix(self) -> BucketMix | None:
+        """The buckets of the training (`data.buckets`)."""
+        return getattr(self.source, "mix", None)
+
+    def in_buckets(self) -> list[tuple[Run, float]]:
+        """(the run at the size of a bucket, the share of batches that the bucket has); itself without buckets."""
+        if self.mix is None:
+            return [(self, 1.0)]
+        runs = []
+        for frames, height, width in self.mix.buckets:
+            anchor_height, anchor_width = self.anchor_size((height, width))
+            anchor = {"anchor_height": anchor_height, "anchor_width": anchor_width}
+            runs.append(replace(self, scale=replace(self.scale, frames=frames, height=height, width=width, **anchor)))
+        return [*zip(runs, self.mix.shares, strict=True)]
+
+    def anchor_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the anchor of clips of a size, px: the share of pixels that the scale's anchor has, in the
+        aspect ratio of the clips, in whole tokens."""
+        if size == self.scale.size:
+            return self.scale.anchor_size
+        share = math.sqrt(math.prod(self.scale.anchor_size) / math.prod(self.scale.size))
+        units = [self.codec.factor * patch for patch in self.backbone.patch_size[1:]]
+        rows, columns = (max(1, round(n * share / unit)) * unit for n, unit in zip(size, units, strict=True))
+        return rows, columns
+
+    def latent_size(self, share: float, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of the stage's latent at a share of its full size: the nearest whole tokens, a half down.
 
+        size  (rows, columns) of the video, px; None: those of the scale
         Raises ValueError if that leaves none.
         """
-        full = self.scale.anchor_size if self.stage == "anchor" else self.scale.size
+        full = size or (self.scale.anchor_size if self.stage == "anchor" else self.scale.size)
         units = [self.codec.factor * patch for patch in self.backbone.patch_size[1:]]
         rows, columns = (math.ceil(length // unit * share - 0.5) for length, unit in zip(full, units, strict=True))
         if min(rows, columns) < 1:
@@ -260,13 +297,13 @@ def _start_run(run: Run) -> Run:
     from the recipe."""
     recipe = run.start
     start = _recipe_run(recipe, run, "start")
-    card = read_card(recipe.name) if recipe.shipped else None
+    card = read_card(recipe.name, run.config.choices["scale"]) if recipe.shipped else None
     if card is None:
         return start
-    if card.configuration == start.configuration_signature:
+    if start.configuration_signature in card.configurations:
         return replace(start, card=card)
-    independent = _recipe_run(replace(recipe, inherit=()), run, "start")
-    if card.configuration != independent.configuration_signature:
+    independent = _recipe_run(replace(recipe, inherit=()), run, "start", *card.apart_from_data)
+    if independent.configuration_signature not in card.configurations:
         return replace(start, note="the shipped start has another recipe")
     if any(getattr(independent, part) != getattr(start, part) for part in ("backbone", "codec", "injector")):
         return replace(start, note="the shipped start has another network")
@@ -275,17 +312,26 @@ def _start_run(run: Run) -> Run:
     tuning_overrides = [o for o in recipe.overrides if override_key(o) != "start"]
     tuning_overrides += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
     tuning_overrides += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
+    if card.apart_from_data:
+        tuning_overrides.append(f"start.overrides={json.dumps([*recipe.overrides, *card.apart_from_data])}")
     tuned = _recipe_run(replace(recipe, overrides=tuple(tuning_overrides), updates=recipe.tuning), run, "start")
     assert tuned.start_run is not None
     return tuned if tuned.start_run.card else replace(start, note="the shipped start has another recipe")
 
 
-def read_card(name: str) -> Card | None:
-    """The card of a shipped start, None if there is none; PW_STARTS replaces the folder pw/starts.
+def start_name(name: str, scale: str) -> str:
+    """The name of the files of a start in pw/starts."""
+    return name if scale == "tiny" else f"{name}-{scale}"
+
+
+def read_card(name: str, scale: str = "tiny") -> Card | None:
+    """The card of a shipped start, None if there is none: of the scale, else of tiny; PW_STARTS replaces pw/starts.
 
     Raises ConfigError when it is damaged.
     """
     starts = Path(os.environ.get("PW_STARTS") or ROOT / "pw" / "starts")
+    if (starts / f"{start_name(name, scale)}.json").exists():
+        name = start_name(name, scale)
     path, weights = starts / f"{name}.json", starts / f"{name}.safetensors"
     if not path.exists():
         return None
@@ -324,7 +370,7 @@ def assemble(config: Config) -> Run:
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
         seed=coerce(values["seed"], Seed, "seed"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
-        source=make("data", values["data"]),
+        source=_source(config),
         objective=_objective(config),
         anchor_degradation=anchor_degradation,
         anchor_recipe=anchor_recipe,
@@ -332,6 +378,18 @@ def assemble(config: Config) -> Run:
     )
     cross_check(run)
     return run
+
+
+def _source(config: Config) -> Source:
+    """The clips. Raises ConfigError, where shards are missing with the command that makes those of the scale."""
+    data, scale = config["data"], config.choices["scale"]
+    try:
+        return make("data", data)
+    except ConfigError as error:
+        if config.choices["data"] == "shards" and not Path(data["urls"] or "").exists() and scale != "tiny":
+            made = f"`pw data path=DIR scale={scale}`, data.urls=data/shards-{scale}"
+            raise error.with_prefix(f"scale={scale} trains on your own videos ({made}): ") from error
+        raise
 
 
 def _objective(config: Config) -> Objective:

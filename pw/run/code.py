@@ -50,7 +50,15 @@ class Member:
     tokens: Sequence[Token]
 
 
-Token = str | Ref | Member
+@dataclass(frozen=True)
+class CallStatement:
+    """A call of a function as a statement of its own, `f(…)`, which a caller of `code_hash` can exclude as `f()`."""
+
+    name: str
+    tokens: Sequence[Token]
+
+
+Token = str | Ref | Member | CallStatement
 # Local name -> None for a variable, the dotted name for an import inside a function.
 Scope = Mapping[str, str | None]
 
@@ -83,7 +91,7 @@ def hash_of_files(paths: Iterable[Path]) -> str:
 def code_hash(roots: tuple[str, ...], exclude: frozenset[str] = frozenset()) -> str:
     """12 hex digits of the code of classes, functions and methods (dotted names) and of all that they refer to.
 
-    exclude  dotted names of definitions and methods that these roots do not use
+    exclude  dotted names of definitions and methods that these roots do not use; `f()` for calls of `f` that do nothing
     Raises UnknownCode for a root without a source.
     """
     order: list[Ref] = []
@@ -104,7 +112,7 @@ def code_hash(roots: tuple[str, ...], exclude: frozenset[str] = frozenset()) -> 
                 case Ref():
                     # its number in the order of this walk, so that names do not matter
                     sha.update(f"<{'unused' if str(token) in exclude else number(token)}>\0".encode())
-                case Member() if token.name not in exclude:
+                case Member() | CallStatement() if token.name not in exclude:
                     write(token.tokens)
 
     refs, user_modules = _roots(roots)
@@ -134,14 +142,16 @@ def definitions(roots: Sequence[str], exclude: frozenset[str] = frozenset()) -> 
     hashes: dict[str, str] = {}
 
     def add(name: str, tokens: Sequence[Token]) -> None:
-        texts = []
-        for token in tokens:
-            match token:
+        texts, rest = [], [*reversed(tokens)]
+        while rest:
+            match token := rest.pop():
                 case Ref():
                     pending.append(token)
                     texts.append(token.name)
                 case Member() if token.name not in exclude:
                     add(token.name, token.tokens)
+                case CallStatement() if token.name not in exclude:
+                    rest += reversed(token.tokens)
                 case str():
                     texts.append(token)
         hashes[name] = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
@@ -330,6 +340,10 @@ class _Reader:
                 return ["Assert", *self.node(node.test, scope)]
             case ast.If() if _is_type_checking(node.test):
                 return self.node(node.orelse, scope)
+            case ast.Expr(value=ast.Call(func=ast.Name() as function)) if (
+                tokens := self.reference(function, scope)
+            ) is not None and isinstance(tokens[0], Ref):
+                return [CallStatement(f"{tokens[0]}()", self.fields(node, scope))]
             case ast.Call(func=ast.Name(id=name), args=[value, kind]) if name in BUILTIN_TESTS and name not in scope:
                 return [name, *self.node(value, scope), *_names(kind)]
             case ast.MatchClass():

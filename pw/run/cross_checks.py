@@ -10,6 +10,7 @@ from pw.method.coverage import is_trained_timestep
 from pw.method.step_sampler import ExponentialIndex
 from pw.nn import options
 from pw.run.compose import override_key
+from pw.run.objective_checks import check_derivative, check_objective
 from pw.run.strategies import as_config_error
 
 if TYPE_CHECKING:
@@ -20,17 +21,30 @@ DENSE_MASK = 4096  # tokens of a clip, above which a mask of all pairs is too la
 
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
+    _check_grid(run)
+    for sized, _ in run.in_buckets() if run.mix is not None else ():
+        try:
+            _check_grid(sized)
+            _check_sizes_and_init(sized)
+        except ConfigError as error:
+            bucket = [sized.scale.frames, *sized.scale.size]
+            raise error.with_prefix(f"data.buckets, {bucket} (frames, height, width): ") from error
+    _check_placement(run)
+    _check_data(run)
+    _check_anchor(run)
+    _check_lora(run)
+    check_objective(run)
+    _check_guidance(run)
+    _check_sizes_and_init(run)
+    _check_weights(run)
+
+
+def _check_grid(run: Run) -> None:
+    """The clips of a run fit codec, network, processes and attention."""
     positions = _check_sizes(run)
     frames, rows, columns = (p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True))
     _check_trainer(run, frames * rows * columns)
     _check_attention(run, (frames, rows, columns))
-    _check_placement(run)
-    _check_data(run)
-    _check_anchor(run)
-    _check_objective_and_grid(run)
-    _check_guidance(run)
-    _check_sizes_and_init(run)
-    _check_weights(run)
 
 
 def _check_sizes(run: Run) -> list[int]:
@@ -123,9 +137,11 @@ def _check_placement(run: Run) -> None:
 
 
 def check_trains(run: Run, remedy: str = "leave it out to train") -> None:
-    """Raises ConfigError for settings that only generation and sampling have."""
+    """Raises ConfigError for settings that only generation and sampling have, or with which the objective cannot be
+    computed."""
     if words := run.trainer.inference_only:
         raise ConfigError(f"{words}: is for generation and sampling; {remedy}")
+    check_derivative(run)
 
 
 def _check_attention(run: Run, grid: tuple[int, int, int]) -> None:
@@ -211,26 +227,23 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
 
 
-def _check_objective_and_grid(run: Run) -> None:
-    timesteps = run.sampling.timesteps
-    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
-        raise ConfigError(
-            f"sampling.timesteps={list(timesteps)}: an explicit grid does not use sampling.shift={run.sampling.shift} "
-            f"or sampling.start={run.sampling.start:g}; set sampling.shift=null sampling.start=1"
-        )
-    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
-        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
-    for name in ("num_steps", "solution_steps"):
-        if (steps := getattr(run.sampling, name)) > run.schedule.num_timesteps:
-            raise ConfigError(
-                f"sampling.{name}={steps}: more steps than schedule.num_timesteps={run.schedule.num_timesteps}"
-            )
+def _check_lora(run: Run) -> None:
+    """Low-rank adapters have settings where they are trained; their dropout is the same in every arrangement."""
+    lora = run.train.low_rank
+    if lora is None:
+        for override in run.config.overrides:
+            if override.startswith("train.lora."):
+                raise ConfigError(
+                    f"{override}: train.trainable={run.train.trainable} has none; set train.trainable=lora"
+                )
+        return
     with as_config_error():
-        run.objective.check(run.schedule)
-    if run.sampling.stride == "grid" and not run.objective.trains_strides:
+        lora.check(run.backbone)
+    if lora.dropout and (run.trainer.context > 1 or run.trainer.compile):
+        key = "context" if run.trainer.context > 1 else "compile"
         raise ConfigError(
-            f"sampling.stride=grid: objective={run.config.choices['objective']} never trained a stride, its samples "
-            "would look worse than the model is; leave it at auto"
+            f"train.lora.dropout={lora.dropout:g}: with trainer.{key}={getattr(run.trainer, key)} its masks would not "
+            "be those of one process; set it to 0"
         )
 
 
@@ -274,8 +287,11 @@ def _check_dropped(run: Run, key: str, drop: str, reason: str) -> None:
 
 def _check_trained_texts(run: Run, words: str, other: str) -> None:
     """Raises ConfigError where training sees the empty prompt alone, so that to drop a text changes nothing."""
-    if run.text is not None and run.config.choices["data"] == "shards":
-        raise ConfigError(f"{words}: clips of data=shards have the empty prompt alone; set {other}, or data=latents")
+    if run.text is not None and not getattr(run.source, "has_captions", True):
+        raise ConfigError(
+            f"{words}: no clip of data.urls={run.config['data']['urls']} has a caption; set {other}, or make shards "
+            "with captions (`pw data path=DIR captions=FILE`)"
+        )
     if not run.has_texts:
         raise ConfigError(
             f"{words}: at scale={run.scale.name} there is only the empty prompt; set {other}, or data.captions=texture"
@@ -366,7 +382,7 @@ def _check_init(run: Run) -> None:
             "timestep below it, e.g. sampling.num_steps=2 sampling.timesteps=[800,600]"
         )
     sampler = run.objective.step_sampler
-    if sampler is None:  # flow matching trains every timestep
+    if sampler is None:  # every timestep is trained
         return
     if isinstance(sampler, ExponentialIndex) and first is not None:  # without torch
         timestep, trained = first, sampler.start_timesteps(run.schedule)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pw.io.arguments import Range, Seed, check_path
+from pw.nn import options
 from pw.run.strategies import Constraint
 
 Count = Annotated[int, Constraint(lambda count: count >= 1, "needs at least 1")]
@@ -75,6 +76,8 @@ class Train:
     image_share        share of clips whose first latent frame is given, and no part of the loss (`pw.stages.given`)
     sizes              shares of the full size, one of which each batch has, drawn evenly: [0.5,1,1,1] is a quarter at
                        half size; null: all at full size
+    trainable          `adapters`: injector and stride embedding; `lora`: these and low-rank adapters of the transformer
+                       (`lora`), whose weights are then in bf16 with precision=bf16; `all`
     """
 
     updates: Annotated[
@@ -87,7 +90,8 @@ class Train:
     dropout: Literal["both", "both_or_text"]
     image_share: Annotated[float, Constraint(lambda share: 0 <= share <= 1, "a share of the clips, 0 to 1")]
     sizes: tuple[float, ...] | None
-    trainable: Literal["all", "adapters"]
+    trainable: Literal["all", "adapters", "lora"]
+    lora: options.Lora
     checkpoint_activations: bool
     checkpoint_every: Count
 
@@ -99,6 +103,11 @@ class Train:
                 f"train.condition_dropout={self.condition_dropout}: with train.dropout=both_or_text above 0, e.g. 0.1, "
                 "and at most 0.5"
             )
+
+    @property
+    def low_rank(self) -> options.Lora | None:
+        """The low-rank adapters; None if they are not trained."""
+        return self.lora if self.trainable == "lora" else None
 
 
 def _check_sizes(key: str, sizes: tuple[float, ...]) -> None:

@@ -34,7 +34,8 @@ NOT_SCALE = {
 # Keys that were added later and their neutral values, with which they do not count: signatures from before stay.
 NEUTRAL: dict[str, Any] = {
     **{"taps": None, "captions": "none", "dropout": "both", "sizes": None, "init": "noise", "later": "unguided"},
-    **{"image_share": 0.0, "guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
+    **{"image_share": 0.0, "buckets": None, "bucket_weights": None},
+    **{"guidance": "none", "guidance_scale": 1.0, "guidance_drop": "text"},
 }
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
@@ -45,14 +46,22 @@ TRAINING_CODE = {
 }
 # Methods of a run that training and sampling call: no reference leads from `run` to them.
 RUN_CODE = ("pw.run.build.Run.latent_size",)
+# Code of runs with a text encoder.
+TEXT_CODE = {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained", "pw.stages.clip_texts.ClipTexts"}
 # Kernels, compilation and distribution change a result only by rounding.
 PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
     *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of", "pw.nn.placement.offload_blocks"),
     "pw.nn.codec.channels_last",
 }
+# Calls that do nothing unless low-rank adapters are trained, or LoRAs are given to `pw generate`.
+LORA_CALLS = frozenset({"pw.nn.lora.add_lora()", "pw.nn.lora.train_lora()", "pw.nn.lora.seed_dropout()"})
+MERGE_CALLS = frozenset({"pw.nn.lora.merge_loras()"})
 # Methods of an objective and of its parts that plan a training and do not change the loss.
-PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
+PLANNING = (
+    *("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates"),
+    *("jumps_to_data", "target_evaluations"),
+)
 PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
 # Key -> value -> class whose code counts only for runs with this value.
 ALTERNATIVES = {
@@ -84,7 +93,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
     with_class_names  keep the class names of strategies; otherwise the hash of their code identifies them
     """
     values = {k: v for k, v in run.typed_values.items() if k not in NOT_TRAINING | {"start"}}
-    values["train"] = {k: v for k, v in values["train"].items() if k != "checkpoint_every"}
+    unused = {"checkpoint_every"} if run.train.low_rank else {"checkpoint_every", "lora"}
+    values["train"] = {k: v for k, v in values["train"].items() if k not in unused}
     if run.train.updates == 0:  # the weights are those of the start
         values.pop("optimizer")
     values["scale"] = {k: v for k, v in values["scale"].items() if k not in NOT_SCALE}
@@ -99,6 +109,8 @@ def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
         values["weights"] = weights_fingerprint(run, "transformer")
     if run.text is not None and run.config.choices["data"] == "shards":  # clips are encoded during training
         values["encoders"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
+        if getattr(run.source, "has_captions", False):
+            values["captions"] = "drawn"
     return without_modules(values, with_class_names)
 
 
@@ -115,7 +127,13 @@ def training_code(run: Run) -> str:
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
     parts += (run.attention,)
     unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
-    extra = ("pw.train.batches.batches", "pw.train.batches.clips", *RUN_CODE, "pw.run.build.Run.target_guidance")
+    extra = (
+        "pw.train.batches.batches",
+        "pw.train.batches.clips",
+        *RUN_CODE,
+        "pw.run.build.Run.anchor_size",
+        "pw.run.build.Run.target_guidance",
+    )
     return _code(run, parts, unused, *extra)
 
 
@@ -154,7 +172,8 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
     exclude = {name for key, rivals in ALTERNATIVES.items() for value, name in rivals.items() if value != choices[key]}
     exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
     exclude |= {"pw.nn.sparse_attention.SparseMask"} if run.attention is None else set()
-    exclude |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
+    exclude |= TEXT_CODE if run.text is None else set()
+    exclude |= MERGE_CALLS if run.train.low_rank else MERGE_CALLS | LORA_CALLS
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *extra]
     return code_hash(tuple(roots), frozenset(exclude | PLACEMENT_CODE | unused))
 

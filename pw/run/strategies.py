@@ -25,7 +25,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "degradation": ("pw.data.degradation",),
     "guidance": ("pw.method.guidance",),
     "injector": ("pw.nn.options",),
-    "objective": ("pw.method.objective",),
+    "objective": ("pw.method.objective", "pw.method.mean_flow", "pw.method.consistency_model"),
     "schedule": ("pw.method.schedule",),
     "solver": ("pw.method.solver", "pw.nn.unipc"),
     "step_sampler": ("pw.method.step_sampler",),

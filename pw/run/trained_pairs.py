@@ -26,11 +26,15 @@ class CoverageOptions:
 
 
 def reports(run: Run) -> list[Coverage]:
-    """The coverage of each inference grid. Raises ConfigError if the objective trains no strides."""
+    """The coverage of each inference grid. Raises ConfigError if the objective has no step sampler."""
     sampler, sampling = run.objective.step_sampler, run.sampling
     if sampler is None:
         choice = run.config.choices["objective"]
-        raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
+        trained = "stride 0 alone"
+        if run.objective.trains_strides:
+            jumps_alone = run.objective.jumps_to_data == "only"
+            trained = "jumps to data from every timestep" if jumps_alone else "every step between two nodes"
+        raise ConfigError(f"objective={choice}: trains {trained}, so there is nothing to list; set objective=shortcut")
     if sampling.timesteps or sampling.sizes or sampling.grid == "wan":
         grids = [phase.grid for phase in run.phases()]
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from pw.io.lazy import Tensor, torch
 from pw.io.manifest import make_folder, write_mark
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Progress
-from pw.io.wan_weights import check, fingerprint, locate
+from pw.io.wan_weights import check, locate
 from pw.method.coverage import coverage
 from pw.run.build import Run
 from pw.run.signatures import provenance
@@ -164,7 +164,8 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     from safetensors.torch import load_file
 
     silence_libraries()
-    module = stage_module(run)
+    # low-rank adapters are merged in its weights
+    module = stage_module(replace(run, train=replace(run.train, trainable="all")))
     path = weights_of(training_folder(run, outputs))
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     if run.text is not None:  # one network of 5e9 weights, not two
@@ -209,18 +210,9 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
     """Embeddings for the first `limit` evaluation clips; None at a scale without text. Default: the empty prompt."""
     if run.text is None:
         return class_texts(run, seed)
-    from pw.nn.text import TextEncoder
+    from pw.stages.clip_texts import text_encoder
 
-    weights = locate(run.trainer.weights)
-    is_gpu = run.trainer.accelerator == "gpu"
-    encoder = TextEncoder(
-        weights,
-        run.backbone.text_tokens,
-        outputs / "text",
-        fingerprint(weights / "text_encoder"),
-        "cuda" if is_gpu else "cpu",
-        torch.bfloat16 if is_gpu else torch.float32,
-    )
+    encoder = text_encoder(run, outputs / "text", "cuda" if run.trainer.accelerator == "gpu" else "cpu")
     captions = json.loads((reference_folder(run, outputs, seed) / "done.json").read_text()).get(
         "captions", [""] * limit
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.degradation import Degradation, resize
-from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.io.wan_weights import locate
 from pw.method.objective import Loss
@@ -28,11 +26,12 @@ from pw.method.path import Velocity
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
+from pw.nn.lora import add_lora, seed_dropout, train_lora
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
-from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
-from pw.parallel.team import Share, Team
+from pw.parallel.team import Share
 from pw.run.build import Run
+from pw.stages.clip_texts import ClipTexts
 from pw.stages.given import GivenFrame
 from pw.stages.velocity import Condition, integrate, resized, velocity
 
@@ -119,7 +118,7 @@ class Stage(L.LightningModule, ABC):
         self.weights = weights
         self.share = Share.of(run.train)
         self._codec: Any = None
-        self._empty_text: Tensor | None = None
+        self.texts = ClipTexts(run)
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self._ema_updates = 0  # updates the EMA has seen
@@ -144,6 +143,7 @@ class Stage(L.LightningModule, ABC):
             with torch.device("meta"):
                 self.net = Backbone(self.run.backbone, self.run.injector, attention=self.run.attention)
         self.net.set_trainable(self.run.train.trainable)
+        train_lora(self.net, self.run.train.low_rank, self.run.seed, self.run.train.precision)
         if not self.run.objective.trains_strides:  # from stride 0 alone it would learn a constant, wrong elsewhere
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
@@ -176,6 +176,7 @@ class Stage(L.LightningModule, ABC):
             net = Backbone(self.run.backbone, self.run.injector, dit, self.run.attention)
         if self.start is not None:
             load_start(net, self.start)
+        add_lora(net, self.run.train.low_rank, self.run.seed)
         return net
 
     @abstractmethod
@@ -185,13 +186,12 @@ class Stage(L.LightningModule, ABC):
         size  share of the full size that the latent has; less than 1 for clips in pixels only
 
         Encoded clips are this process's share of a batch. Clips in pixels are the whole batch: it is degraded first
-        (its strongest blur sets the kernel size) and then cut to the share. Their text is that of their class if they
-        have one, else the empty prompt; `make latents` encodes captions.
+        (its strongest blur sets the kernel size) and then cut to the share.
         """
 
     def encoded(self, pixels: Tensor, size: float) -> Tensor:
         """Clips [B, 3, F, H, W] -> their latents at a share of the full size."""
-        rows, columns = self.run.latent_size(size)
+        rows, columns = self.run.latent_size(size, frame_size(pixels))
         return self.codec.encode(resize(pixels, (rows * self.codec.factor, columns * self.codec.factor), "area"))
 
     def resized(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
@@ -205,31 +205,22 @@ class Stage(L.LightningModule, ABC):
     def pixels_and_text(self, clips: Tensor | LabelledClips, draws: SeededDraws) -> tuple[Tensor, Tensor]:
         """(the whole batch of clips, the embeddings of the share's texts)."""
         if isinstance(clips, LabelledClips):
-            return clips.pixels, class_text(draws.share.of_batch(clips.label), self.run.backbone)
+            return clips.pixels, self.caption_text(draws.share.of_batch(clips.label))
         return clips, self.text(len(draws.share.of_batch(clips)))
+
+    def caption_text(self, label: Tensor) -> Tensor:
+        """The embeddings of captions by their numbers (`LabelledClips`), [B] -> [B, tokens, dim]. Captions of shards
+        need a text encoder: at a scale without one they are the empty prompt."""
+        if self.run.text is not None:
+            return self.texts.of(label).to(self.device)
+        return class_text(label, self.run.backbone) if self.run.has_texts else self.text(len(label))
 
     def text(self, batch: int) -> Tensor:
         """The empty prompt's embedding, [B, tokens, dim]; zeros at a scale without text encoder."""
-        backbone, source = self.run.backbone, self.run.source
+        backbone = self.run.backbone
         if self.run.text is None:
             return torch.zeros(batch, backbone.text_tokens, backbone.text_dim, device=self.device)
-        if self._empty_text is None:
-            self._empty_text = source.null_text() if isinstance(source, LatentClips) else self._encode("")
-        return self._empty_text.to(self.device).expand(batch, -1, -1)
-
-    def share_text(self, team: Team) -> None:
-        """Encode the empty prompt in the first process and send it to the others, before training, so that the encoder
-        is in memory once. All processes must call it."""
-        if self.run.text is not None and not isinstance(self.run.source, LatentClips):
-            self._empty_text = team.broadcast(self._encode("") if team.place.is_first else None)
-
-    def _encode(self, prompt: str) -> Tensor:
-        """[tokens, dim], on the CPU: the encoder has 11 GB, and the GPU holds a network in training."""
-        weights = locate(self.run.trainer.weights)
-        dtype = torch.bfloat16 if self.run.trainer.accelerator == "gpu" else torch.float32
-        with tempfile.TemporaryDirectory() as cache:
-            encoder = TextEncoder(weights, self.run.backbone.text_tokens, Path(cache), "", "cpu", dtype)
-            return encoder.encode(prompt).float()
+        return self.texts.empty().to(self.device).expand(batch, -1, -1)
 
     def velocity(self, net: Callable[..., Tensor], condition: Condition) -> Velocity:
         return velocity(net, condition, self.run.schedule)
@@ -246,6 +237,7 @@ class Stage(L.LightningModule, ABC):
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index, self.share)
+        seed_dropout(self.net, draws)
         with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
             data, condition = self.prepare(clips, draws, draws.size(self.run.train.sizes))
         null_text, train = self.null_text(clips), self.run.train
@@ -336,7 +328,7 @@ class AnchorModel(Stage):
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
         pixels, text = self.pixels_and_text(clips, draws)
-        anchors = self.run.degradation.anchor(pixels, self.run.scale.anchor_size, draws.degrade())
+        anchors = self.run.degradation.anchor(pixels, self.run.anchor_size(frame_size(pixels)), draws.degrade())
         return self.encoded(draws.share.of_batch(anchors), size), Condition(text, anchor=None)
 
     @torch.no_grad()
@@ -360,16 +352,18 @@ class HiresSynth(Stage):
             return clips.latent, Condition(clips.text, anchor)
         pixels, text = self.pixels_and_text(clips, draws)
         if self.run.injector is not None:
-            small = draws.share.of_batch(degradation.anchor(pixels, self.run.scale.anchor_size, rng))
-            anchor = draws.perturb(degradation, self.anchor_latent(small), rng)
+            full = frame_size(pixels)
+            small = draws.share.of_batch(degradation.anchor(pixels, self.run.anchor_size(full), rng))
+            anchor = draws.perturb(degradation, self.anchor_latent(small, full), rng)
             if self.run.scale.anchor_upsample == "pixel":
-                anchor = self.resized(anchor, self.run.latent_size(size))
+                anchor = self.resized(anchor, self.run.latent_size(size, full))
         return self.encoded(draws.share.of_batch(pixels), size), Condition(text, anchor)
 
-    def anchor_latent(self, anchor: Tensor) -> Tensor:
-        """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec."""
+    def anchor_latent(self, anchor: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec, to
+        `size` (rows, columns), by default that of the scale."""
         if self.run.scale.anchor_upsample == "pixel":
-            anchor = resize(anchor, self.run.scale.size, "bicubic")
+            anchor = resize(anchor, size or self.run.scale.size, "bicubic")
         return self.codec.encode(anchor)
 
     @torch.no_grad()
@@ -379,6 +373,11 @@ class HiresSynth(Stage):
         text, negative_text = texts or (self.text(len(noise if isinstance(noise, Tensor) else noise[0])), None)
         condition = Condition(text, None if self.run.injector is None else anchor)
         return self.codec.decode(self.sample(noise, condition, negative_text))
+
+
+def frame_size(video: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a video [..., H, W]."""
+    return video.shape[-2], video.shape[-1]
 
 
 def class_text(label: Tensor, backbone: options.Wan) -> Tensor:

@@ -54,9 +54,14 @@ def batches(run: Run, first: int, share: Share | None = None) -> Any:
 def clips(run: Run, index: int, share: Share) -> Any:
     """The batch of number `index`: the share's part of latents, or the whole batch of clips in pixels."""
     from pw.data.latents import LatentClips
+    from pw.data.shards import ShardClips
 
-    if isinstance(run.source, LatentClips):  # a part is a smaller batch with a higher number
-        return run.source.batch(run.seed, index * share.parts + share.part, share.clips)
+    update, turn = divmod(index, run.train.accumulate)  # whose micro-batches are of one bucket
+    if isinstance(run.source, LatentClips):
+        parts = run.train.accumulate * share.parts
+        return run.source.batch(run.seed, update, share.clips, turn * share.parts + share.part, parts)
+    if isinstance(run.source, ShardClips):
+        return run.source.batch(run.seed, update, run.train.batch_size, turn, run.train.accumulate)
     return run.source.batch(run.seed, index, run.train.batch_size)
 
 
@@ -188,6 +193,7 @@ def replay(path: Path) -> tuple[int, Tensor]:
         )
     update, module = _last_weights(run, folder)
     module.share = Share.of(run.train, batch.rank, batch.processes)
+    module.texts.cache = folder.parents[1] / "text"
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     module.to(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=run.train.precision == "bf16"):

@@ -106,7 +106,11 @@ class TrainingCallback(L.Callback):
             trainer.should_stop = True
         term, losses = pl_module.last_loss.term, torch.stack(self.micro_batches)
         self.micro_batches.clear()
-        self.losses.setdefault(term, []).append(losses.mean())
+        names = [term]
+        if self.run.mix is not None:  # the same bucket in every process
+            names.append(f"{term}/{self.run.mix.buckets[self.run.mix.turn(self.run.seed, self.update - 1)[0]]}")
+        for name in names:
+            self.losses.setdefault(name, []).append(losses.mean())
         self.unchecked_losses.append((self.update, term, losses))
         if is_tenth or is_due or is_last:
             means = self._finite_means(pl_module)

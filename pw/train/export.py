@@ -5,6 +5,10 @@
     transformer/          stock: `WanTransformer3DModel.from_pretrained(out, subfolder="transformer")`
     pixelwizard/          the rest: adapters.safetensors (injector, stride embedding; fp32), config.json
 
+Of a training with `train.trainable=lora` the low-rank adapters take the place of the transformer, unless `merge=true`:
+
+    pytorch_lora_weights.safetensors    for `WanPipeline.load_lora_weights(out)`, at scale 1
+
 `pw.nn.convert` reads both, with dtype=fp32 bit for bit. The folder gets its final name when it is complete.
 """
 
@@ -25,7 +29,7 @@ from pw.io.manifest import check
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.signatures import provenance
-from pw.train.record import truncated_config, weights_of, written_overrides
+from pw.train.record import LORA_WEIGHTS, truncated_config, weights_of, written_overrides
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class ExportOptions:
     out: Path | None = option(None, "folder to write; outputs/export/SIGNATURE by default")
     dtype: Literal["bf16", "fp32"] = option("bf16", "of the weights")
     weights: Literal["ema", "online"] = option("ema", "averaged, or as they were trained last")
+    merge: bool = option(False, "of a training of LoRA: the whole transformer, with the adapters in its weights")
     outputs: Path = option(OUTPUTS, "folder of all results")
 
 
@@ -46,6 +51,10 @@ class FinishedTraining:
     folder: Path
     values: dict[str, Any]
     done: dict[str, Any]
+
+    @property
+    def has_lora(self) -> bool:
+        return self.values["train"].get("trainable") == "lora"
 
 
 def find_training(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
@@ -74,21 +83,28 @@ def export(
     dtype: Literal["bf16", "fp32"] = "bf16",
     weights: Literal["ema", "online"] = "ema",
     shard_bytes: int | str = "10GB",
+    *,
+    merge: bool = False,
 ) -> Path:
     """Write a training to `out`, a folder that is empty or does not exist; it never holds half an export.
 
     dtype        with bf16, parameters that diffusers keeps in fp32 stay fp32 (norms, timestep embedding, modulation)
     shard_bytes  largest file of the transformer, an argument of `save_pretrained`
-    Raises ConfigError when `out` is not empty, the disk is full, or the weights do not fit the configuration.
+    merge        low-rank adapters in the weights of the transformer, instead of as a file of their own
+    Raises ConfigError when there are none to merge, `out` is not empty, the disk is full, or the weights do not fit the
+    configuration.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out}: exists; choose another, or remove it")
+    if merge and not training.has_lora:
+        raise ConfigError(f"merge=true: run={training.folder.name} trained no low-rank adapters; leave it out")
     backbone = make("backbone", training.values["backbone"])
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from pw.nn import convert
     from pw.nn.backbone import wan_transformer
+    from pw.nn.lora import write_lora_file
 
     state = convert.read(weights_of(training.folder, f"{weights}.safetensors"))
     with torch.device("meta"):
@@ -102,12 +118,19 @@ def export(
         convert.place(stock, dit, assign=True)
     except ValueError as error:
         raise ConfigError(f"{training.folder}: {error}") from error
-    size = sum(value.nbytes for value in (*dit.values(), *adapters.values()))
+    lora = {}
+    if training.has_lora and not merge:
+        lora = convert.read(weights_of(training.folder, LORA_WEIGHTS.format(weights)))
+        lora, dit = {key: value.bfloat16() if dtype == "bf16" else value for key, value in lora.items()}, {}
+    size = sum(value.nbytes for value in (*dit.values(), *lora.values(), *adapters.values()))
     check_space("out", out, size, "choose another out=, or free some", "for the weights")
     try:
         with replacing(out) as partial:
             (partial / "pixelwizard").mkdir(parents=True)
-            stock.save_pretrained(partial / "transformer", max_shard_size=shard_bytes)
+            if lora:
+                write_lora_file(partial, lora)
+            else:
+                stock.save_pretrained(partial / "transformer", max_shard_size=shard_bytes)
             save_file(adapters, partial / "pixelwizard" / "adapters.safetensors", metadata={"format": "pt"})
             write_json(partial / "pixelwizard" / "config.json", _export_config(training, dtype, weights))
             for path in partial.rglob("*.safetensors"):  # safetensors makes files that only the owner can read
@@ -127,6 +150,7 @@ def _export_config(training: FinishedTraining, dtype: str, weights: str) -> dict
         "signature": training.done["signature"],
         "updates": training.done.get("updates"),
         "weights": weights,
+        "lora": training.values["train"]["lora"] if training.has_lora else None,
         "dtype": dtype,
         "trained_by": {key: training.done.get(key) for key in ("git_commit", "dirty", "code", "lock_hash", "torch")},
         "exported_by": provenance(),
@@ -138,7 +162,7 @@ def run_export(options: ExportOptions) -> int:
     outputs = options.outputs.expanduser()
     training = find_training(options.run, outputs)
     out = options.out or outputs / "export" / training.folder.name
-    print(export(training, out, options.dtype, options.weights))
+    print(export(training, out, options.dtype, options.weights, merge=options.merge))
     return 0
 
 

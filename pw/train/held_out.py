@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pw.data import Batch, LabelledClips, LatentBatch
 from pw.data.latents import EncodedClips, LatentClips, padded, read_record
+from pw.data.shards import ShardClips
 from pw.io.arguments import MAX_SEED
 from pw.io.playable import write_playable
 from pw.io.video import to_uint8
@@ -90,6 +91,8 @@ def _clips(run: Run, count: int) -> list[Batch]:
     if not isinstance(source, LatentClips):
         evaluation = source.evaluation(count, SEED)
         clips, labels = (evaluation.real[i][None] for i in range(count)), evaluation.labels
+        if labels is None and isinstance(source, ShardClips) and (captions := evaluation.captions()):
+            labels = source.labels(captions)
         return [clip if labels is None else LabelledClips(clip, labels[[i]]) for i, clip in enumerate(clips)]
     pool, null_text = EncodedClips(Path(source.urls), read_record(source.urls), "val"), source.null_text()
     if len(pool) < count:
@@ -139,12 +142,14 @@ def write_samples(module: Any, clips: HeldOut, count: int, folder: Path, *, writ
 
     writes  whether this process writes the files
     """
-    real = folder.with_name("real")
+    real, train = folder.with_name("real"), module.run.train
+    in_bf16 = train.low_rank is not None and train.precision == "bf16"  # as the frozen weights are
     for index in range(min(count, len(clips))):
         data, condition, noise, _ = clips.batch([index], module.device)
         noises = noise_of_phases(module.run, noise[0], SEED, index, SAMPLES)
         noises = [part[None].to(module.device) for part in noises]
-        latents = {folder: module.sample(noises, condition, module.text(1))}
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+            latents = {folder: module.sample(noises, condition, module.text(1))}
         if not (real / f"clip-{index}.mp4").exists():
             latents[real] = data
         for target, latent in latents.items():

@@ -137,7 +137,11 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
             record.write_done(run, folder, module)
         team.wait()
         return
-    module.share_text(team)
+    if run.text is not None:
+        module.texts.share(team, folder.parents[1] / "text")
+    elif place.is_first and getattr(run.source, "has_captions", False):
+        words = f"data.urls={run.config['data']['urls']}: its captions are not used: scale={run.scale.name}"
+        logging.getLogger("pw").warning("%s has no text encoder (text=none)", words)
     callback = TrainingCallback(run, folder, progress, team)
     _fit(run, folder, module, callback, team)
     if callback.stop_signal:

@@ -11,8 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from pw.cost.counts import parameters
-from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
+from pw.cost.training_cost import (
+    checkpoint_copy_bytes,
+    network_bytes,
+    network_parameters,
+    offloaded_bytes,
+    trained_parameters,
+)
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space, check_writable
@@ -126,11 +131,10 @@ def check_kernel(run: Run) -> None:
 
 def _check_disk(run: Run, folder: Path) -> None:
     """Raises ConfigError unless three checkpoints (the third is being written) and two files of weights fit."""
-    count, trained = parameters(run.backbone, run.injector), trained_parameters(run)
-    network = 4 * count  # fp32
+    network, trained = network_bytes(run), trained_parameters(run)
     average = network if run.trainer.split > 1 else 4 * trained  # it shares frozen weights, unless they are split
     checkpoint = network + average + 8 * trained
-    need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
+    need = 8 * network_parameters(run) + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
     check_space("outputs", folder, need, "free some, or set outputs=DIR elsewhere", "for checkpoints and weights")
 
 
@@ -140,7 +144,8 @@ def _check_host_memory(run: Run) -> None:
         return
     devices, split = run.trainer.devices, run.trainer.split
     checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # only one of several copies is written
-    need, free = devices * offloaded_bytes(run) + checkpoint, free_memory()
+    offloaded = max(offloaded_bytes(sized) for sized, _ in run.in_buckets())
+    need, free = devices * offloaded + checkpoint, free_memory()
     if need > free:
         note = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
         raise ConfigError(

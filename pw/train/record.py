@@ -28,6 +28,7 @@ from pw.run.signatures import provenance
 from pw.tracking.curves import CURVES
 
 WEIGHTS = "ema.safetensors"
+LORA_WEIGHTS = "{}_lora.safetensors"  # of `online` and `ema`: low-rank adapters as diffusers reads them
 CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
 MERGED_CHECKPOINT = "whole.ckpt"  # the parts of a split checkpoint in one file, while it is read
 CURVE_BYTES = 4096  # read at the end of a curve, and twice as many at its beginning
@@ -142,10 +143,12 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "start": run.start_run.training_signature if run.start_run else None,
         "shipped_start": card and {"name": card.name, "updates": card.updates, "sha256": card.sha256},
         "passed_over": list(module.passed_over),
+        **({} if run.mix is None else {"buckets": dict(zip(map(str, run.mix.buckets), run.mix.shares, strict=True))}),
         "processes": run.trainer.processes,
         "strategy": run.trainer.strategy,
     }
-    names = ("config.yaml", *CURVES, "online.safetensors", WEIGHTS)
+    adapters = map(LORA_WEIGHTS.format, ("online", "ema"))
+    names = ("config.yaml", *CURVES, *adapters, "online.safetensors", WEIGHTS)
     write_mark(folder / "done.json", content, [path for name in names if (path := folder / name).exists()])
 
 
@@ -186,12 +189,19 @@ def truncated_config(config: Path) -> ConfigError:
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:
-    """Write `online.safetensors` and `ema.safetensors`, not split. All processes must call it."""
+    """Write `online.safetensors` and `ema.safetensors`, not split. All processes must call it.
+
+    Low-rank adapters are merged there, and also in files of their own, as diffusers reads them.
+    """
+    from pw.nn.lora import lora_file_state, merged
     from pw.parallel.sharded import gather_state
 
     for name in ("online", "ema"):
         state = gather_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
         if team.place.is_first:
+            if (lora := module.run.train.low_rank) is not None:
+                write_tensors(folder / LORA_WEIGHTS.format(name), lora_file_state(state, lora))
+                state = merged(state, lora)
             write_tensors(folder / f"{name}.safetensors", state)
         del state  # before the next one is gathered: 20 GB each
 

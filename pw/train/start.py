@@ -23,14 +23,15 @@ from typing import Any
 
 import yaml
 
+from pw.data.shard_index import MANIFEST
 from pw.io.arguments import Command, ConfigError, missing_option, option
 from pw.io.files import parse_json, replacing, write_json
 from pw.io.manifest import check
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.run.build import LARGEST, Run, build
-from pw.run.compose import groups, leaves
-from pw.run.signatures import NOT_SCALE, NOT_TRAINING
+from pw.run.build import LARGEST, Run, build, start_name
+from pw.run.compose import groups, leaves, override_key
+from pw.run.signatures import NOT_SCALE, NOT_TRAINING, data_hash
 from pw.train.loop import outputs_folder, run_training, train
 from pw.train.preflight import check_device, preflight
 
@@ -88,10 +89,11 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
         partial.write_bytes(content)
     card = {
         "name": name,
-        "recipe": shlex.join(start.config.overrides),
+        "recipe": shlex.join(o for o in start.config.overrides if override_key(o) != "data.urls"),
         "updates": start.train.updates,
         "seed": start.seed,
         "configuration": start.configuration_signature,
+        **_without_data(start),
         "code": start.training_code,
         "sha256": hashlib.sha256(content).hexdigest(),
         "dtype": dtype,
@@ -108,6 +110,26 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
     }
     write_json(out / f"{name}.json", card)
     return out / f"{name}.json"
+
+
+def _without_data(start: Run) -> dict[str, Any]:
+    """The part of a card that says which recipe the start has on any clips; empty where clips are procedural."""
+    if start.config.choices["data"] == "procedural":
+        return {}
+    others = [override for override in start.config.overrides if override_key(override).split(".")[0] != "data"]
+    return {
+        "scale": start.config.choices["scale"],
+        "without_data": build([*others, "data=none"]).configuration_signature,
+        "data": data_hash(start),
+        "videos": _videos(Path(start.config["data"].get("urls") or "")),
+    }
+
+
+def _videos(shards: Path) -> dict[str, str]:
+    """File name -> sha256 of the videos that a folder of shards was cut from; empty if it does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        return {source["file"]: source["sha256"] for source in parse_json((shards / MANIFEST).read_text())["sources"]}
+    return {}
 
 
 def _check_recipe(start: Run, training: Path) -> None:
@@ -188,7 +210,8 @@ def run_start(options: StartOptions) -> int:
 
     def work(progress: Progress) -> Path:
         training = options.training or train(start, options.outputs, progress, is_checked=True)
-        return write_start(start, options.name, training, options.out or options.outputs / "starts")
+        name = start_name(options.name, start.config.choices["scale"])
+        return write_start(start, name, training, options.out or options.outputs / "starts")
 
     return run_training(start, options.outputs, work)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,10 +56,12 @@ from pw.cost.counts import (
 )
 from pw.cost.counts import evaluations as planned_evaluations
 from pw.cost.generation_cost import denoising, generation_cost, waiting_bytes
+from pw.cost.lora_cost import lora_flops, lora_parameters, lora_saved_bytes
 from pw.cost.rates import uniform_rates
-from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments
+from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments, update_flops
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
+from pw.nn.lora import add_lora, train_lora
 from pw.nn.placement import store_in_fp8
 from pw.nn.tiny_decoder import TinyDecoder
 from pw.run.build import Run, build
@@ -161,14 +165,20 @@ def alive(
     dtype: torch.dtype,
     *,
     train: str | None = None,
+    lora: options.Lora | None = None,
     checkpoint: bool = True,
     grid: tuple[int, int, int] = (8, 64, 64),
     context: int = 1,
 ) -> int:
     """Peak of the real network's activations: of a forward, or with `train` of a forward and backward."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
+    with mode if lora is None else nullcontext():
         net = Backbone(choice, injector)
+    if lora is not None:
+        net.set_trainable("lora")
+        train_lora(net, lora, 0, "fp32")
+        with FakeCopyMode(mode):
+            net = copy.deepcopy(net)
     if context > 1:
         share_tokens(net, groups_of(context, "cpu"))
     with mode:
@@ -183,7 +193,8 @@ def alive(
             with torch.no_grad(), counter:
                 net(**arguments)
             return counter.peak
-        net.set_trainable(train)
+        if lora is None:
+            net.set_trainable(train)
         if checkpoint:
             net.checkpoint_activations()
         for parameter in net.parameters():
@@ -192,6 +203,46 @@ def alive(
         with counter:
             net(**arguments).float().square().mean().backward()
         return counter.peak
+
+
+class TestLowRankAdapters:
+    @pytest.mark.parametrize("targets", [options.Lora.TARGETS, ("to_k", "ffn.net.2"), ("to_out.0",)])
+    def test_have_the_parameters_of_the_module_at_full_size(self, targets: tuple[str, ...]) -> None:
+        lora = options.Lora(32, 16, targets, 0)
+        with torch.device("meta"):
+            net = Backbone(wan(), None)
+            add_lora(net, lora, 0)
+        assert lora_parameters(lora, wan()) == sum(p.numel() for name, p in net.named_parameters() if ".lora_" in name)
+
+    def test_of_every_layer_are_80_megaparameters_at_rank_32(self) -> None:
+        """30 blocks x 32 x (8 layers x 2 x 3072 + 2 x (3072 + 14336)) = 80,609,280."""
+        assert lora_parameters(run("scale=2k").train.lora, wan()) == 80_609_280
+
+    def test_add_two_operations_for_each_parameter_and_token(self) -> None:
+        """Keys and values of cross-attention see S text tokens: 2 r (D + D) of the parameters of each block."""
+        choice = small()
+        lora = options.Lora(4, 4, ("to_v", "ffn.net.2"), 0)
+        video, text = 2 * 4 * (96 + 96 + 96 + 448), 2 * 4 * (96 + 96)  # of a block: its own values and FFN; the text's
+        assert lora_flops(lora, choice, 50, 7).total == choice.num_layers * (50 * video + 7 * text)
+
+    def test_leave_the_weights_of_the_module_in_bf16_and_train_the_rest(self) -> None:
+        planned = run("scale=2k", "train.trainable=lora")
+        with torch.device("meta"):
+            net = Backbone(planned.backbone, planned.injector)
+        net.set_trainable("lora")
+        train_lora(net, planned.train.low_rank, 0, "bf16")
+        parts = {part.name: part.bytes for part in training_moments(planned)[-1].parts}
+        trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        assert parts["weights"] == sum(p.nbytes for p in net.parameters())
+        assert (parts["gradients"], parts["AdamW"], parts["EMA"]) == (4 * trained, 8 * trained, 4 * trained)
+        assert trained_parameters(planned) == trained
+        in_fp32 = {p.name: p.bytes for p in training_moments(run("scale=2k", "train.trainable=adapters"))[-1].parts}
+        assert parts["weights"] < 0.55 * in_fp32["weights"]
+
+    def test_cost_less_than_all_weights_and_more_than_none(self) -> None:
+        flops = [update_flops(run("scale=2k", f"train.trainable={t}"))[0].total for t in ("adapters", "lora", "all")]
+        assert flops == sorted(flops)
+        assert flops[1] < 1.02 * flops[0]
 
 
 class TestParameters:
@@ -365,6 +416,30 @@ class TestFlops:
         rate = run("scale=2k", "turns=bernoulli").config["turns"]["rate"]
         assert training_cost(run("scale=2k", "turns=bernoulli")).consistency_updates == 1000 * rate
 
+    @pytest.mark.parametrize(
+        ("objective", "forwards"),
+        [
+            ("flow", 4),
+            ("shortcut", 4 + 2 / 2),
+            ("consistency", 4 + 1),
+            ("meanflow objective.derivative=difference", 4 + 2 / 4),
+        ],
+    )
+    def test_of_a_training_are_those_of_the_targets_of_its_objective(self, objective: str, forwards: float) -> None:
+        """Four with checkpointing, and what the target evaluates, in every update, every second or every fourth."""
+        planned = training_cost(run("scale=2k", *f"objective={objective}".split()))
+        forward = forward_flops(wan(), TOKENS["2k"], 512, run("scale=2k").injector).total
+        assert planned.flops.total == pytest.approx(1000 * 8 * forwards * forward)
+
+    def test_of_an_exact_derivative_are_a_forward_and_attention_once_more(self) -> None:
+        exact, two = (
+            training_cost(run("scale=tiny", "objective=meanflow", f"objective.derivative={d}"))
+            for d in ("exact", "difference")
+        )
+        forward = stage_flops(run("scale=tiny"))
+        more = exact.consistency.total - two.consistency.total
+        assert more == pytest.approx(8 * (forward.self_attention + forward.cross_attention))
+
     def test_of_encoding_count_where_the_data_are_pixels(self) -> None:
         assert training_cost(run("scale=2k")).encode.total == 0
         pixels = dataclasses.replace(run("scale=2k"))
@@ -462,6 +537,21 @@ class TestMemory:
             planned = 4 * saved_block_bytes(choice, length, "bf16", trainable) + 20.4 * length * 192
         planned += injector_saved_bytes(injector, choice, length, "bf16")
         # the injector's norms are fp32 in training (autocast) and bf16 here: up to 4 L D b too much
+        assert -0.03 < planned / measured - 1 < 0.12
+
+    @pytest.mark.parametrize("targets", [options.Lora.TARGETS, ("to_q",), ("ffn.net.2",)])
+    def test_of_low_rank_adapters_is_that_of_the_module(self, targets: tuple[str, ...]) -> None:
+        choice, length = options.Wan((1, 2, 2), 2, 96, 48, 896, 4, 32, 4, 64, 64), 8 * 32 * 32
+        lora, injector = options.Lora(16, 16, targets, 0), options.Injector("scalar", (1,), 0.25, 16)
+        adapters = lora_saved_bytes(lora, choice, length, "bf16")
+        deeper = dataclasses.replace(choice, num_layers=5)
+        four, five = (
+            alive(c, injector, torch.bfloat16, train="lora", lora=lora, checkpoint=False) for c in (choice, deeper)
+        )
+        assert saved_block_bytes(choice, length, "bf16", "lora") + adapters == pytest.approx(five - four, rel=0.01)
+        measured = alive(choice, injector, torch.bfloat16, train="lora", lora=lora)
+        planned = 4 * length * 192 * 2 + block_backward_bytes(choice, length, "bf16", "lora") + adapters
+        planned += injector_saved_bytes(injector, choice, length, "bf16")
         assert -0.03 < planned / measured - 1 < 0.12
 
     def test_of_the_injector_is_that_of_the_module(self) -> None:

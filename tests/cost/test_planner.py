@@ -95,7 +95,7 @@ class TestTheCommandLine:
             ("tflops=fast", "tflops=fast"),
             ("for=fun", "for=fun: one of generation, training, both"),
             ("dtype=fp8", "dtype=fp8: one of bf16, fp32"),
-            ("scale=8k", "scale is one of 2k, 4k, proxy, tiny"),
+            ("scale=8k", "scale is one of 2k, 4k, proxy, small, tiny"),
             ("scale.frames=122", "use 121 or 125"),
         ],
     )

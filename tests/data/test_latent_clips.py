@@ -100,6 +100,18 @@ class TestABatch:
         assert not torch.equal(which[0], which[2])
         assert (which[0].bincount(minlength=ANCHORS) > 4).all()
 
+    def test_has_one_of_several_captions_in_its_turn(self, clips: LatentClips, tmp_path: Path) -> None:
+        several = LatentClips(str(write_latents(tmp_path / "several", RUN, 10, captions=3)), text_tokens=8)
+        first, again, old = several.batch(0, 0, 90), several.batch(0, 3, 30), clips.batch(0, 0, 90)
+        # clip n has captions n + 1, n + 101 and n + 201, in every token
+        which = ((first.text[:, 0, 0] - first.latent[:, 0, 0, 0, 0] - 1) / 100).int()
+        # 30 on average, with a standard deviation of sqrt(90 * 1/3 * 2/3) = 4.5
+        assert (which.bincount(minlength=3) > 12).all()
+        assert (which.bincount(minlength=3) < 48).all()
+        assert torch.equal(several.batch(0, 0, 120).text[90:], again.text)
+        assert torch.equal(first.latent, old.latent)
+        assert torch.equal(first.anchor, old.anchor)
+
     def test_brings_the_empty_prompt(self, clips: LatentClips) -> None:
         expected = torch.zeros(8, 2)
         expected[0] = -1

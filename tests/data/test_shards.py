@@ -18,6 +18,7 @@ import pytest
 import torch
 from small_shards import write_noise
 
+from pw.data import LabelledClips
 from pw.data.shard_index import ShardError, ShardIndex, checksums, find_shards, write_shards
 from pw.data.shards import ShardClips, short_side
 from pw.io.video import to_float
@@ -37,10 +38,16 @@ def clip(number: int, frames: int = F, height: int = H, width: int = W) -> np.nd
     return np.stack([np.full_like(t, number), y, x + 50 * t], -1).astype(np.uint8)
 
 
-def make(folder: Path, split: str, numbers: range, shard_bytes: int = 100_000) -> list[tuple[Path, int]]:
-    samples = [
-        {"__key__": f"clip-{n:03d}", "npy": npy(clip(n)), "json": b"{}", "txt": f"clip {n}".encode()} for n in numbers
-    ]
+def make(
+    folder: Path, split: str, numbers: range, shard_bytes: int = 100_000, captions: int = 1
+) -> list[tuple[Path, int]]:
+    """Clips with so many captions each: `clip 3`, `clip 3, 1`, …"""
+    samples = []
+    for n in numbers:
+        texts = [f"clip {n}", *(f"clip {n}, {i}" for i in range(1, captions))][:captions]
+        sample = {"__key__": f"clip-{n:03d}", "npy": npy(clip(n)), "json": b"{}"}
+        sample |= {"json": json.dumps({"captions": texts}).encode()} if captions > 1 else {}
+        samples.append(sample | ({"txt": texts[0].encode()} if captions else {}))
     return write_shards(folder, split, samples, shard_bytes)
 
 
@@ -76,9 +83,13 @@ def tar_of(path: Path, members: list[tuple[str, bytes]], kind: bytes = tarfile.R
     return path
 
 
-def numbers(batch: torch.Tensor) -> list[int]:
+def crops(batch: torch.Tensor | LabelledClips) -> torch.Tensor:
+    return batch if isinstance(batch, torch.Tensor) else batch.pixels
+
+
+def numbers(batch: torch.Tensor | LabelledClips) -> list[int]:
     """The clips that a batch is made of."""
-    return ((batch[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    return ((crops(batch)[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
 def pixels(video: torch.Tensor) -> set[tuple[int, ...]]:
@@ -120,17 +131,17 @@ def test_an_absurd_pattern_is_refused_at_once(urls: str | list[str]) -> None:
 
 
 def test_a_batch_can_be_asked_for_directly_and_again(clips: ShardClips, folder: Path) -> None:
-    in_order = [clips.batch(7, i, 4) for i in range(9)]
+    in_order = [crops(clips.batch(7, i, 4)) for i in range(9)]
     fresh = ShardClips(f"{folder}/*.tar", frames=3, size=24)
     for i in (8, 0, 5):
-        assert torch.equal(fresh.batch(7, i, 4), in_order[i])
+        assert torch.equal(crops(fresh.batch(7, i, 4)), in_order[i])
     assert in_order[0].shape == (4, 3, 3, 24, 24)
     assert in_order[0].dtype == torch.float32
     assert -1 <= min(batch.min() for batch in in_order) <= max(batch.max() for batch in in_order) <= 1
 
 
 def test_the_order_does_not_depend_on_the_batch_size(clips: ShardClips) -> None:
-    small, large = [torch.cat([clips.batch(7, i, size) for i in range(24 // size)]) for size in (4, 6)]
+    small, large = [torch.cat([crops(clips.batch(7, i, size)) for i in range(24 // size)]) for size in (4, 6)]
     assert torch.equal(small, large)
 
 
@@ -143,13 +154,13 @@ def test_an_epoch_has_every_clip_once_and_the_next_another_order(clips: ShardCli
 
 def test_another_seed_gives_another_order_and_other_crops(clips: ShardClips) -> None:
     assert numbers(clips.batch(0, 0, 12)) != numbers(clips.batch(1, 0, 12))
-    videos = torch.cat([clips.batch(seed, 0, 12) for seed in range(4)])
+    videos = torch.cat([crops(clips.batch(seed, 0, 12)) for seed in range(4)])
     assert len({video.numpy().tobytes() for video in videos}) == 48
 
 
 def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: ShardClips) -> None:
     mirrored, starts = 0, set()
-    for video in clips.batch(3, 0, 48):
+    for video in crops(clips.batch(3, 0, 48)):
         values = sorted(pixels(video))
         number, top, corner = values[0]
         start, left = divmod(corner, 50)
@@ -165,7 +176,7 @@ def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: Sha
 
 def test_crops_may_be_wider_than_high(folder: Path) -> None:
     wide = ShardClips(f"{folder}/*.tar", frames=3, size=18, width=32)
-    batch, evaluation = wide.batch(0, 0, 6), wide.evaluation(3, 0)
+    batch, evaluation = crops(wide.batch(0, 0, 6)), wide.evaluation(3, 0)
     assert batch.shape == (6, 3, 3, 18, 32)
     for crop in (*batch, *evaluation.real, *evaluation.real_b):
         assert crop.shape == (3, 3, 18, 32)
@@ -173,7 +184,8 @@ def test_crops_may_be_wider_than_high(folder: Path) -> None:
         assert (rows.diff(dim=1) == 1).all()
         assert (columns.diff(dim=2).abs() == 1).all()
     square = ShardClips(f"{folder}/*.tar", frames=3, size=18, width=18)
-    assert torch.equal(square.batch(0, 0, 4), ShardClips(f"{folder}/*.tar", frames=3, size=18).batch(0, 0, 4))
+    implicit = ShardClips(f"{folder}/*.tar", frames=3, size=18)
+    assert torch.equal(crops(square.batch(0, 0, 4)), crops(implicit.batch(0, 0, 4)))
     assert square.fingerprint() == ShardClips(f"{folder}/*.tar", frames=3, size=18).fingerprint()
     assert square.fingerprint() != wide.fingerprint()
     with pytest.raises(ValueError, match=r"18x41 px, the largest has 5 of 30x40: lower .*scale\.width"):
@@ -216,14 +228,14 @@ def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: 
 
 @pytest.mark.slow
 def test_workers_read_what_the_parent_reads(clips: ShardClips) -> None:
-    expected = clips.batch(0, 0, 4)
+    expected = crops(clips.batch(0, 0, 4))
     for method in ("fork", "spawn"):
         with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
             assert torch.equal(torch.from_numpy(pool.submit(_batch, clips).result(timeout=900)), expected)
 
 
 def _batch(clips: ShardClips) -> np.ndarray:
-    return clips.batch(0, 0, 4).numpy()
+    return crops(clips.batch(0, 0, 4)).numpy()
 
 
 def test_the_fingerprint_changes_with_the_clips_and_with_the_crop(folder: Path, tmp_path: Path) -> None:
@@ -532,3 +544,66 @@ def test_shards_are_written_and_read_under_wds_secure(tmp_path: Path, monkeypatc
     monkeypatch.setattr(utils, "enforce_security", True)
     make(tmp_path, "train", range(2))
     assert len(ShardIndex(f"{tmp_path}/*.tar", "train")) == 2
+
+
+def captions_of(clips: ShardClips, seed: int, index: int, size: int) -> list[str]:
+    batch = clips.batch(seed, index, size)
+    assert isinstance(batch, LabelledClips)
+    return [clips.captions[label] for label in batch.label]
+
+
+class TestCaptions:
+    def test_of_a_batch_are_those_of_its_clips(self, clips: ShardClips) -> None:
+        assert clips.captions == ("", *sorted(f"clip {n}" for n in (*range(12), *range(100, 106))))
+        batch = clips.batch(7, 1, 8)
+        assert captions_of(clips, 7, 1, 8) == [f"clip {n}" for n in numbers(batch)]
+
+    def test_change_no_crop(self, clips: ShardClips, tmp_path: Path) -> None:
+        for captions in (0, 3):
+            folder = tmp_path / str(captions)
+            folder.mkdir()
+            make(folder, "train", range(12), captions=captions)
+            make(folder, "val", range(100, 106))
+            other = ShardClips(f"{folder}/*.tar", frames=3, size=24).batch(7, 2, 10)
+            assert isinstance(other, LabelledClips) == (captions > 0)
+            assert torch.equal(crops(other), crops(clips.batch(7, 2, 10)))
+
+    def test_are_drawn_evenly_by_seed_and_position_where_a_clip_has_several(self, folder: Path) -> None:
+        make(folder, "train", range(12), captions=3)
+        clips, fresh = (ShardClips(f"{folder}/*.tar", frames=3, size=24) for _ in range(2))
+        drawn = [text for index in range(30) for text in captions_of(clips, 5, index, 12)]  # 360 = 30 epochs
+        resumed = [text for index in range(20, 40) for text in captions_of(fresh, 5, index, 9)]
+        assert resumed == drawn[180:]
+        for n in range(12):
+            counts = [drawn.count(text) for text in (f"clip {n}", f"clip {n}, 1", f"clip {n}, 2")]
+            assert sum(counts) == 30
+            # 10 each on average, with a standard deviation of sqrt(30 * 1/3 * 2/3) = 2.6
+            assert min(counts) >= 1
+        totals = [sum(text.endswith(end) for text in drawn) for end in (", 1", ", 2")]
+        assert all(abs(total - 120) < 36 for total in totals)  # four standard deviations, sqrt(360 * 2/9) = 9
+        assert [text for index in range(30) for text in captions_of(clips, 6, index, 12)] != drawn
+
+    def test_of_clips_without_are_the_empty_prompt(self, tmp_path: Path) -> None:
+        make(tmp_path, "train", range(6))
+        (tmp_path / "train-000000.tar").rename(tmp_path / "train-000009.tar")
+        make(tmp_path, "train", range(6, 12), captions=0)
+        make(tmp_path, "val", range(100, 106), captions=0)
+        clips = ShardClips(f"{tmp_path}/*.tar", frames=3, size=24)
+        expected = {f"clip {n}" if n < 6 else "" for n in numbers(clips.batch(0, 0, 12))}
+        assert set(captions_of(clips, 0, 0, 12)) == expected
+
+    def test_of_an_evaluation_are_those_of_its_clips(self, clips: ShardClips, tmp_path: Path) -> None:
+        evaluation = clips.evaluation(5, seed=0)
+        assert evaluation.captions() == tuple(f"clip {n}" for n in numbers(torch.stack([*evaluation.real])))
+        make(tmp_path, "train", range(12))
+        make(tmp_path, "val", range(100, 106), captions=0)
+        assert ShardClips(f"{tmp_path}/*.tar", frames=3, size=24).evaluation(5, seed=0).captions() == ()
+
+    def test_in_a_damaged_member_are_those_of_a_clip_that_is_passed_over(self, folder: Path) -> None:
+        sample = next(s for s in ShardIndex(f"{folder}/*.tar", "train").samples if s.key == "clip-003")
+        with sample.shard.open("r+b") as file:
+            file.seek(sample.members["json"][0])
+            file.write(b"?")
+        clips = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+        assert "clip 3" not in clips.captions
+        assert set(numbers(clips.batch(0, 0, 12))) == set(range(12)) - {3}

@@ -468,6 +468,7 @@ WRONG = [
     (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
     (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
     (("prompt=a", "codec=space_to_depth"), r"^codec=space_to_depth: .* wan_vae"),
+    (("prompt=a", "scale=small"), r"^scale=small: has no prompts .* scale=2k makes videos"),
     (("prompt=a", "anchors=flawed"), r"^anchors=flawed: stage I makes the anchors"),
     (("prompt=a", "guidance=baked"), r"^guidance=baked: .* target\.guidance=finest"),
     (("prompt=a", "hires="), r"hires=: is empty; give it a value"),
@@ -546,7 +547,7 @@ class TestAWrongCall:
 
     def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["scale=8k", "prompt=a", "weights=random"]) == 2
-        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, tiny")
+        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, small, tiny")
 
 
 def test_vbenchs_prompts_are_not_too_many_open_files() -> None:

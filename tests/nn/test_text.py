@@ -29,13 +29,15 @@ def test_an_embedding_is_the_pipelines(pipeline: tuple[Path, Any], encoder: Text
 def test_a_prompt_is_encoded_once_and_read_without_the_encoder_after(
     pipeline: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    def encoder_of(folder: Path, name: str = "small") -> TextEncoder:
-        return TextEncoder(folder, 64, tmp_path, name, "cpu", torch.float32)
+    def encoder_of(folder: Path, name: str = "small", tokens: int = 64) -> TextEncoder:
+        return TextEncoder(folder, tokens, tmp_path, name, "cpu", torch.float32)
 
     first = encoder_of(pipeline[0]).encode("a heron")
     assert torch.equal(encoder_of(Path("/nowhere")).encode("a heron"), first)
     with pytest.raises(OSError, match="nowhere"):  # other weights, another embedding
         encoder_of(Path("/nowhere"), "others").encode("a heron")
+    with pytest.raises(OSError, match="nowhere"):  # a caption that is cut elsewhere
+        encoder_of(Path("/nowhere"), tokens=4).encode("a heron")
 
 
 def test_only_the_true_length_is_kept_on_disk(encoder: TextEncoder) -> None:

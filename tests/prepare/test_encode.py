@@ -6,7 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load, load_file
-from small_processes import train_together
 from small_proxy import FRAMES, HEIGHT, SMALL, WIDTH, picture, write_videos
 
 from experiments.engine.plan import make_plan
@@ -46,21 +45,6 @@ TRAINING = (
     *("train.condition_dropout=0.5", "sampling.count=1"),
 )
 ANCHORS = 2
-
-
-TWO_ON_CPU = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1")
-
-
-@dataclass(frozen=True)
-class SeparateTraining:
-    """A training by processes with different folders of Wan's weights."""
-
-    overrides: tuple[str, ...]
-    weights: tuple[str, ...]
-    outputs: Path
-
-    def carried_out(self, rank: int) -> str:
-        return str(train(build([*self.overrides, f"trainer.weights={self.weights[rank]}"]), self.outputs))
 
 
 class Stopped(Exception):
@@ -147,6 +131,29 @@ class TestWhatIsEncoded:
         assert torch.equal(empty, encoder.unpadded("").bfloat16())
         content = json.loads(shard_members["val-clip-1.json"])
         assert content == {"caption": "a val clip, 1", "split": "val", "shard": "val-000000.tar", "key": "val-clip-1"}
+
+    def test_has_the_embeddings_of_all_captions_of_a_clip(
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        captions = [["a heron"], ["a lake", "a misty lake", "a lake at dawn"]]
+        clips = {"train": [picture(n) for n in range(2)], "val": [picture(9)]}
+        encoding = call(tmp_path, f"urls={write_videos(tmp_path / 'v', clips, captions=captions)}")
+        encode(encoding)
+        encoder = TextEncoder(pipeline[0], 512, tmp_path / "text", "", "cpu", torch.float32)
+        shard_members = members(encoding.folder / "train-000000.tar")
+        for number, texts in enumerate(captions):
+            tensors = load(shard_members[f"train-clip-{number}.safetensors"])
+            names = ["text", "text_1", "text_2"][: len(texts)]
+            assert sorted(tensors) == sorted(["latent", "anchors", *names])
+            for name, text in zip(names, texts, strict=True):
+                assert torch.equal(tensors[name], encoder.unpadded(text).bfloat16())
+        content = json.loads(shard_members["train-clip-1.json"])
+        assert (content["caption"], content["captions"]) == ("a lake", captions[1])
+        clips = LatentClips(str(encoding.folder), 512)
+        drawn = {tuple(text.flatten().tolist()) for text in clips.batch(0, 0, 40).text}
+        assert drawn == {
+            tuple(encoder.encode(t).bfloat16().float().flatten().tolist()) for texts in captions for t in texts
+        }
 
     def test_is_said_in_words(self, encoded: Path, videos: Path, pipeline: tuple[Path, Any]) -> None:
         content = json.loads((encoded / "latents.json").read_text())
@@ -370,6 +377,39 @@ class TestADamagedShard:
         assert report.is_bad  # 1 of 7
 
 
+class TestBuckets:
+    def test_have_clips_and_anchors_of_their_size_which_training_mixes(
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        wide, tall = [picture(n) for n in range(4)], [picture(n, height=96, width=64) for n in range(2)]
+        videos = write_videos(tmp_path / "v", {"train": [*wide, *tall], "val": [picture(9)]})
+        encoding = call(tmp_path / "l", f"urls={videos}", "data.buckets=[[5,64,96],[5,96,64]]")
+        assert encoding.folder != call(tmp_path / "l", f"urls={videos}").folder
+        encode(encoding)
+        run = training(encoding.folder, pipeline, "train.updates=8")
+        assert run.mix is not None
+        assert (run.mix.buckets, run.mix.shares) == (((5, 64, 96), (5, 96, 64)), (2 / 3, 1 / 3))
+        seen = {}
+        for index in range(8):
+            batch = run.source.batch(0, index, 2)
+            assert isinstance(batch, LatentBatch)
+            parts = [run.source.batch(0, index, 1, part, 2) for part in (0, 1)]  # type: ignore[call-arg]
+            assert torch.equal(torch.cat([part.latent for part in parts]), batch.latent)  # type: ignore[union-attr]
+            seen[run.mix.turn(0, index)[0]] = batch.latent.shape[2:], batch.anchor.shape[2:]
+        # a latent position is 16 x 16 px; the anchor's 32 x 64 px of 64 x 96 px are a third, so 0.577 of a side, in
+        # multiples of 32: 96 x 64 px have 64 x 32
+        assert seen == {0: ((2, 4, 6), (2, 2, 4)), 1: ((2, 6, 4), (2, 4, 2))}
+        expected = WanCodec.load(run.codec, pipeline[0], "cpu").encode(fit(tall[0], (5, 96, 64))[None])[0].bfloat16()
+        assert torch.equal(
+            load(members(encoding.folder / "train-000002.tar")["train-clip-4.safetensors"])["latent"], expected
+        )
+        assert is_trained(run, train(run, tmp_path).parents[1])
+
+    def test_without_clips_are_refused(self, call: Callable[..., Encoding], tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"data\.buckets: no train clip .* in \[5, 96, 64\]; .*5 of 5x64x96"):
+            call(tmp_path, "data.buckets=[[5,64,96],[5,96,64]]")
+
+
 class TestATraining:
     @pytest.mark.parametrize("stage", ["stage=hires", "stage=anchor"])
     def test_on_latents_departs_from_wans_weights(
@@ -413,9 +453,9 @@ class TestATraining:
             losses.append(float(module.loss(clips, 0, 0).value.detach()))
         assert losses[0] == losses[1] != losses[2]
 
-    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, encoded: Path, tmp_path: Path) -> None:
+    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, tmp_path: Path) -> None:
         clips = [picture(n, width=64) for n in range(4)]
-        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips}, with_captions=False)
         words = [word for word in TRAINING if word != "data=latents"]
         words += ["scale.width=64", "data=shards", f"data.urls={shards}", f"trainer.weights={pipeline[0]}"]
         run = build([*SMALL, *words])
@@ -424,21 +464,6 @@ class TestATraining:
         expected = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32).encode("")
         assert torch.equal(condition.text, expected.expand(2, -1, -1))
         assert is_trained(run, train(run, tmp_path).parents[1])
-
-    @pytest.mark.slow
-    def test_in_pixels_by_two_processes_has_the_text_that_the_first_one_made(
-        self, pipeline: Any, tmp_path: Path
-    ) -> None:
-        clips = [picture(n, width=64) for n in range(4)]
-        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
-        words = [word for word in TRAINING if word != "data=latents"]
-        words += ["train.updates=1", "scale.width=64", "data=shards", f"data.urls={shards}"]
-        broken = shutil.copytree(pipeline[0], tmp_path / "without")
-        config = broken / "text_encoder" / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 8}))  # it cannot be loaded
-        two = SeparateTraining((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(broken)), tmp_path)
-        (first,), _ = train_together(2, two)
-        assert (Path(first) / "done.json").exists()
 
     def test_without_updates_is_wans_transformer(self, encoded: Path, pipeline: Any, tmp_path: Path) -> None:
         run = training(encoded, pipeline, "train.updates=0")

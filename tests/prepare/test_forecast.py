@@ -38,8 +38,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestAScale:
     @pytest.mark.parametrize(
         ("scale", "frames", "short_side", "fps"),
-        # 16:9 clips of 1440 px cover 2560 x 1440; those of 2160 px 3840 x 2144; 832 px are 468 px high
-        [("2k", 121, 1440, 24), ("4k", 121, 2160, 24), ("proxy", 49, 468, 24), ("tiny", 5, 80, 0)],
+        # 16:9 clips of 1440 px cover 2560 x 1440; those of 2160 px 3840 x 2144; 832 px are 468 px high; 64 px crops are
+        # half of 128 px
+        [
+            *(("2k", 121, 1440, 24), ("4k", 121, 2160, 24), ("proxy", 49, 468, 24)),
+            *(("small", 9, 128, 0), ("tiny", 5, 80, 0)),
+        ],
     )
     def test_sets_frames_size_and_rate(self, scale: str, frames: int, short_side: int, fps: float) -> None:
         settings = options("path=x", f"scale={scale}").settings
@@ -54,7 +58,7 @@ class TestAScale:
         [
             (("scale=2k", "frames=5"), r"frames=5: scale=2k needs 121 or more; leave frames= out"),
             (("scale=2k", "short_side=720"), r"short_side=720: scale=2k needs 1440 or more"),
-            (("scale=3k",), r"scale is one of 2k, 4k, proxy, tiny"),
+            (("scale=3k",), r"scale is one of 2k, 4k, proxy, small, tiny"),
         ],
     )
     def test_is_not_made_smaller(self, words: tuple[str, ...], message: str) -> None:

@@ -32,7 +32,6 @@ from pw.prepare.source_videos import (
     assign_splits,
     cut_clips,
     find_videos,
-    read_caption,
     split_by_origin,
 )
 
@@ -246,30 +245,6 @@ def test_shards_split_by_file_are_not_taken_for_shards_split_by_origin(folder: P
     assert ingest(folder, tmp_path / "out", ClipSettings(), origins=origins) == manifest
 
 
-def test_captions_come_from_the_sidecar(tmp_path: Path) -> None:
-    def caption(name: str, content: str) -> tuple[str, str]:
-        (tmp_path / name).write_text(content)
-        return read_caption(tmp_path / f"{Path(name).stem}.mp4")
-
-    assert caption("a.txt", "a bird\non a roof\n") == ("a bird on a roof", "")
-    assert caption("b.json", '{"caption": "a bird"}') == ("a bird", "")
-    assert caption("c.json", '[{"id": 3}, {"text": "a bird"}]') == ("a bird", "")
-    assert caption("d.json", '{"prompt": ["a bird", "two"]}') == ("a bird", "")
-    assert caption("e.json", '["a bird"]') == ("a bird", "")
-    assert read_caption(tmp_path / "none.mp4") == ("", "")
-    for name, content in (("f.json", "{broken"), ("g.json", "[1, 2]"), ("h.txt", " ")):
-        text, warning = caption(name, content)
-        assert not text
-        assert name in warning
-
-
-def test_captions_are_stored_with_every_clip_of_their_video(folder: Path, tmp_path: Path) -> None:
-    (folder / "b.txt").write_text("b is for Bär", encoding="utf-8")
-    ingest(folder, tmp_path / "out", ClipSettings())
-    for sample in samples(tmp_path / "out"):
-        assert sample.get("txt") == ("b is for Bär" if sample["json"]["source"] == "b.mkv" else None)
-
-
 def test_the_peak_of_hdr_is_noted_with_its_clips_and_nothing_of_sdr(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -436,9 +411,9 @@ def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
         monkeypatch.setattr(module, name, function)
 
     if crash == "in the first video":
-        kill_in("read_caption", lambda video: video.name == "a.mkv")
+        kill_in("sidecar_captions", lambda video: video.name == "a.mkv")
     elif crash == "in the second video":
-        kill_in("read_caption", lambda video: video.name == "b.mkv")
+        kill_in("sidecar_captions", lambda video: video.name == "b.mkv")
     elif crash == "in the shards":
         kill_in("_npy", lambda frames: (tmp_path / "out/.unfinished/shards/train-000001.tar").exists())
     else:

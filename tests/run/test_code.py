@@ -21,8 +21,17 @@ from experiments.engine.run_ablation import main
 from pw.io.manifest import write_mark
 from pw.io.paths import ROOT
 from pw.run.build import build
-from pw.run.code import UnknownCode, code_hash
-from pw.run.signatures import ALTERNATIVES, PLACEMENT_CODE, PLANNING, SAMPLING_CODE, STAGES, TRAINING_CODE
+from pw.run.code import UnknownCode, code_hash, definitions
+from pw.run.signatures import (
+    ALTERNATIVES,
+    LORA_CALLS,
+    MERGE_CALLS,
+    PLACEMENT_CODE,
+    PLANNING,
+    SAMPLING_CODE,
+    STAGES,
+    TRAINING_CODE,
+)
 from pw.train.loop import train
 from pw.train.record import earlier_trainings, is_trained, training_folder, with_finished_trainings, write_config
 
@@ -253,6 +262,24 @@ class TestTheHash:
         assert code_hash(("shadow1.f",)) == code_hash(("shadow2.f",))
         assert code_hash(("shadow1.scale",)) != code_hash(("shadow2.scale",))
 
+    def test_is_told_of_calls_that_do_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        functions = "def extra(x):\n    x.pop()\ndef f(x):\n"
+        (tmp_path / "without_call.py").write_text(f"{functions}    return x\n")
+        (tmp_path / "with_call.py").write_text(f"{functions}    extra(x)\n    return x\n")
+        (tmp_path / "with_value.py").write_text(f"{functions}    x = extra(x)\n    return x\n")
+        plain = code_hash(("without_call.f",))
+        assert code_hash(("with_call.f",)) != plain
+        assert code_hash(("with_call.f",), frozenset({"with_call.extra()"})) == plain
+        assert code_hash(("with_value.f",), frozenset({"with_value.extra()"})) != plain
+
+    def test_of_a_training_covers_low_rank_adapters_where_it_has_them(self) -> None:
+        for words, expected in (((), False), (("train.trainable=lora",), True)):
+            run = build(words)
+            parts = definitions(("pw.stages.stage.HiresSynth",), LORA_CALLS if not run.train.low_rank else frozenset())
+            assert ("pw.nn.lora.add_lora" in parts) == expected
+        assert build(["train.trainable=lora"]).training_code != build([]).training_code
+
     def test_of_what_is_nowhere_is_refused(self) -> None:
         with pytest.raises(UnknownCode, match=r"pw\.method\.weighting\.Nothing"):
             code_hash(("pw.method.weighting.Nothing",))
@@ -267,6 +294,7 @@ class TestTheHash:
                 *SAMPLING_CODE,
                 *TRAINING_CODE,
                 *PLACEMENT_CODE,
+                *(name.removesuffix("()") for name in LORA_CALLS | MERGE_CALLS),
                 *(f"pw.method.objective.Flow.{name}" for name in PLANNING),
                 *(n for c in ALTERNATIVES.values() for n in c.values()),
             }

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from pw.cost.counts import stage_tokens
 from pw.io.arguments import ConfigError
 from pw.method.guidance import Guidance
 from pw.method.objective import Alternate, Shortcut
@@ -31,8 +32,11 @@ ROOT = Path(__file__).parents[2]
 
 # Option -> other overrides that it needs.
 NEIGHBOURS = {
+    "solver=consistency": ["objective=meanflow"],
+    "turns=quarter": ["objective=meanflow"],
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
+    "scale=small": ["data=none"],  # it trains on shards of one's own
     **{
         f"guidance={name}": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"]
         for name in ("on", "first_steps", "reuse")
@@ -96,11 +100,18 @@ class TestEveryOption:
 
     @pytest.mark.parametrize("solver", groups()["solver"])
     def test_of_a_solver_is_held_against_the_solution_by_many_euler_steps(self, solver: str) -> None:
-        order = ["solver.order=3"] if solver == "unipc" else []
-        solution = run_of(f"solver={solver}", *order, "objective=flow").solution
+        objective = {"unipc": ["objective=flow", "solver.order=3"], "consistency": ["objective=meanflow"]}
+        choices = objective.get(solver, ["objective=flow"])
+        solution = run_of(f"solver={solver}", *choices).solution
         assert solution.config.choices["solver"] == "euler"
         assert solution.sampling.num_steps == 48
-        assert solution.training_signature == run_of("objective=flow").training_signature
+        assert solution.training_signature == run_of(choices[0]).training_signature
+
+    def test_of_consistency_training_chooses_its_solver_and_its_solution_does_not(self) -> None:
+        run = run_of("objective=consistency")
+        assert (run.config.choices["solver"], run.solution.config.choices["solver"]) == ("consistency", "euler")
+        assert vars(run.objective)["updates"] == run.train.updates
+        assert vars(run_of("objective=consistency", "train.updates=40").objective)["updates"] == 40
 
     def test_of_baked_guidance_is_held_against_a_solution_with_that_guidance(self) -> None:
         """At stride 0, where solutions are computed, the network has the velocity of flow matching: not guided."""
@@ -117,6 +128,22 @@ class TestEveryOption:
         start = run_of("trainer=gpu").start_run
         assert start is not None
         assert start.trainer.accelerator == "gpu"
+
+
+class TestTheSmallScale:
+    def test_has_576_tokens_whose_noise_fits_through_the_width(self) -> None:
+        run = run_of("scale=small", "data=none")
+        # 9 frames of 64 / 4 / 2 = 8 rows and columns; a token has 2 x 2 positions of 48 channels
+        assert stage_tokens(run) == 9 * 8 * 8
+        assert run.backbone.width > 2 * 2 * 48
+        assert run.backbone.patch_size == build(["scale=2k"]).backbone.patch_size  # the 5B's
+        assert run.grid().tolist() == build([]).grid().tolist()
+
+    @pytest.mark.parametrize(
+        "words", ["attention=window", "attention=topk", "sampling.sizes=[0.5,0.5,1,1]", "stage=anchor"]
+    )
+    def test_takes_what_a_scale_takes(self, words: str) -> None:
+        assert len(run_of("scale=small", "data=none", words, "trainer=gpu").signature) == 8
 
 
 class TestComposing:
@@ -242,6 +269,10 @@ CHANGES_WEIGHTS = {
     "train.precision": "train.precision=bf16",
     "train.condition_dropout": "train.condition_dropout=0.2",
     "train.trainable": "train.trainable=adapters",
+    "train.lora.rank": "train.trainable=lora train.lora.rank=4",
+    "train.lora.alpha": "train.trainable=lora train.lora.alpha=4",
+    "train.lora.targets": "train.trainable=lora train.lora.targets=[to_q]",
+    "train.lora.dropout": "train.trainable=lora train.lora.dropout=0.1",
     "train.checkpoint_activations": "train.checkpoint_activations=true",
     "optimizer.lr": "optimizer.lr=1e-3",
     "optimizer.betas": "optimizer.betas=[0.9,0.999]",
@@ -264,6 +295,7 @@ CHANGES_WEIGHTS = {
     "target.guidance_drop": f"{BAKED} target.guidance=finest",
     "train.dropout": "data.captions=texture train.condition_dropout=0.1 train.dropout=both_or_text",
     "train.sizes": "train.sizes=[0.5,1]",
+    "train.image_share": "scale.frames=5 train.image_share=0.5",
     "data.captions": "data.captions=texture",
     "objective.flow_weight": "objective.flow_weight=bell",
     "injector.gate": "injector.gate=fixed",
@@ -466,8 +498,8 @@ WRONG = [
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
-    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
-    ("objective=", ["objective=", "flow, shortcut"]),
+    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, small, tiny"]),
+    ("objective=", ["objective=", "consistency, flow, meanflow, shortcut"]),
     # words that are no override, and classes
     ("weighting", ["'weighting'", "key=value"]),
     ("+weighting.power=1", ["'+weighting.power=1'", "key=value"]),
@@ -548,6 +580,12 @@ WRONG = [
     ("injector=none anchors=generated", ["anchors=generated", "injector=none", "reference"]),
     ("injector=none degradation=flawed", ["degradation=flawed", "injector=none", "no anchor"]),
     ("injector=none train.trainable=adapters", ["train.trainable=adapters", "injector=gated"]),
+    ("train.lora.rank=4", ["train.lora.rank=4", "train.trainable=all", "train.trainable=lora"]),
+    ("train.trainable=lora train.lora.targets=[to_q,to_x]", ["train.lora.targets", "to_x", "to_out.0", "ffn.net.2"]),
+    ("train.trainable=lora train.lora.targets=[]", ["train.lora.targets=[]", "to_q"]),
+    ("train.trainable=lora train.lora.rank=999", ["train.lora.rank=999", "the layers have rank", "lower"]),
+    ("train.trainable=lora train.lora.dropout=1", ["train.lora.dropout=1", "0.9"]),
+    ("train.trainable=lora train.lora.dropout=0.1 trainer.compile=true", ["train.lora.dropout", "compile", "0"]),
     # guidance that would do nothing
     ("guidance=on", ["guidance.drop=text", "change nothing", "guidance.drop=text_and_anchor"]),
     # what would change nothing
@@ -588,6 +626,17 @@ WRONG = [
         "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0",
         ["guidance.scale=5.0", "train.condition_dropout=0", "never trained"],
     ),
+    # few-step rivals
+    ("solver=consistency", ["solver=consistency", "objective=shortcut", "solver=euler", "objective=consistency"]),
+    ("objective=flow solver=consistency", ["solver=consistency", "objective=flow does not train", "solver=euler"]),
+    ("objective=consistency solver=euler", ["solver=euler", "objective=consistency", "solver=consistency"]),
+    ("objective=consistency solver=unipc", ["solver=unipc", "objective=consistency", "solver=consistency"]),
+    ("objective=consistency sampling.stride=zero", ["sampling.stride=zero", "leave it at auto"]),
+    ("objective=consistency sampling.sizes=[0.5,1,1,1]", ["sampling.sizes=[0.5, 1.0", "solver=euler"]),
+    ("objective=consistency objective.doublings=7", ["objective.doublings=7", "1024 timesteps", "fewer doublings"]),
+    ("objective=meanflow step_sampler=aligned", ["step_sampler=aligned", "objective=meanflow does not use"]),
+    ("objective=meanflow turns=none", ["turns=none", "objective=meanflow needs one"]),
+    ("objective=meanflow objective.derivative=jvp", ["objective.derivative='jvp'", "exact, difference"]),
     # sparse attention
     ("attention=windw", ["attention=windw", "anchor, dense, topk, window", "did you mean window?"]),
     ("attention.density=0.5", ["attention.density=0.5", "set attention=anchor or attention=topk"]),
@@ -624,6 +673,11 @@ class TestAWrongCall:
         assert f"data.urls={tmp_path}" in message
         assert "make data path=DIR" in message
 
+    def test_without_the_clips_of_a_scale_is_told_how_to_make_those(self) -> None:
+        message = error_of("scale=small", "data.urls=nowhere")
+        assert "`pw data path=DIR scale=small`" in message
+        assert "data.urls=nowhere: not there" in message
+
     def test_with_clips_smaller_than_the_scale_is_told_both_sizes(self, shards: Path) -> None:
         message = error_of("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
         assert "5 frames" in message
@@ -636,11 +690,11 @@ class TestAWrongCall:
     def test_that_drops_texts_from_clips_without_any_is_told_where_there_are_some(
         self, shards: Path, guided: str
     ) -> None:
-        """Clips in pixels are trained under the empty prompt, at real scales, too: v - v_null would be 0."""
+        """Without captions clips in pixels are trained under the empty prompt, at real scales, too: v - v_null is 0."""
         real = ("text=umt5", "start=none", "train.condition_dropout=0.1", f"data.urls={shards}/*.tar")
         message = error_of("data=shards", *real, *guided.split())
-        assert "clips of data=shards have the empty prompt alone" in message
-        assert "data=latents" in message
+        assert f"no clip of data.urls={shards}/*.tar has a caption" in message
+        assert "captions=FILE" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
         message = error_of("anchors=generated", "anchors.stage.overrides=['optimizer.lr=0']")

@@ -37,6 +37,11 @@ ARMS = {
     "shortcut": ("objective=shortcut",),
     "shortcut_accumulated": ("objective=shortcut", "train.accumulate=2"),
     "ema_target_bf16": ("objective=shortcut", "target.target_network=ema", "train.precision=bf16"),
+    "lora": (
+        *("objective=shortcut", "target.target_network=ema", "train.trainable=lora", "train.lora.dropout=0.2"),
+        *("train.checkpoint_activations=true", "train.accumulate=2"),
+    ),
+    "lora_bf16": ("objective=shortcut", "train.trainable=lora", "train.precision=bf16"),
     "adapters_offloaded": (
         *("objective=shortcut", "target.target_network=ema", "train.trainable=adapters"),
         *("train.checkpoint_activations=true", "trainer.offload_activations=true"),

@@ -208,7 +208,7 @@ def test_guided_targets_train_and_cost_two_more_evaluations(micro: Make):
     loss = module.loss(run.source.batch(0, 1, 2), 1, 1)
     assert loss.term == "consistency"
     assert loss.value.isfinite()
-    assert len(calls) == 1 + run.target_evaluations == 5
+    assert len(calls) == 1 + run.objective.target_evaluations == 5
 
 
 @pytest.mark.parametrize(

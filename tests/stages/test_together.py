@@ -51,6 +51,11 @@ ARMS = {
         *(*OFFLOADED, "train.batch_size=1", "train.accumulate=4"),
     ),
     "adapters": ("objective=shortcut", *SHORT, "train.trainable=adapters", "train.accumulate=2", *OFFLOADED),
+    "lora": (
+        *("objective=shortcut", *SHORT, "train.trainable=lora", "train.lora.dropout=0.2", "train.accumulate=2"),
+        *OFFLOADED,
+    ),
+    "lora_bf16": ("objective=shortcut", *SHORT, "train.trainable=lora", "train.precision=bf16"),
     "guided": (
         *("objective=shortcut", *SHORT, "step_sampler=uniform", "train.sizes=[0.5,1]", "guidance=baked"),
         *("target.guidance=finest", "target.guidance_scale=3", "target.guidance_drop=text"),
@@ -64,7 +69,7 @@ ARMS = {
 }
 BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
 BY_TWO += [("fsdp", "bf16"), ("fsdp", "guided"), ("context", "ema_target"), ("context", "guided")]
-BY_TWO += [("context", "sparse")]
+BY_TWO += [("context", "sparse"), ("ddp", "lora"), ("fsdp", "lora"), ("fsdp", "lora_bf16")]
 BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters"), ("context", "shortcut")]
 STOPPED = "stopped by 15, code 143"
 

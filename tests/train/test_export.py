@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file
 
+from pw.generate.stage_runs import stage_source
 from pw.io.arguments import ConfigError
 from pw.nn.backbone import Backbone
 from pw.nn.convert import layout, place, read, to_pw
 from pw.run.build import Run, build, make
-from pw.train.export import export, find_training, main
+from pw.sample.evaluate import load_stage
+from pw.stages import stage_module
+from pw.train.export import FinishedTraining, export, find_training, main
 from pw.train.loop import train
 from pw.train.record import training_folder, write_config
 
@@ -125,6 +129,84 @@ class TestAnExport:
         assert len(modes) == 1
 
 
+class TestAnExportOfLowRankAdapters:
+    @pytest.fixture(scope="class")
+    def training(self, run: Run, outputs: Path) -> FinishedTraining:
+        words = (
+            "train.trainable=lora",
+            "train.lora.alpha=6",
+            "train.lora.rank=4",
+            "optimizer.lr=0.1",
+            "train.updates=4",
+        )
+        adapted = build([*run.config.overrides, *words])
+        train(adapted, outputs)
+        return find_training(adapted.training_signature, outputs)
+
+    @pytest.fixture(scope="class")
+    def whole(self, training: FinishedTraining, outputs: Path) -> Path:
+        return export(training, outputs / "merged", "fp32", merge=True)
+
+    @staticmethod
+    def ask(transformer: WanTransformer3DModel) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        config = transformer.config
+        state = torch.randn(1, config["in_channels"], 2, 4, 4, generator=generator)
+        text = torch.randn(1, 4, config["text_dim"], generator=generator)
+        with torch.no_grad():
+            return transformer(state, torch.tensor([500.0]), text, return_dict=False)[0]
+
+    def test_is_read_by_the_stock_pipeline_which_then_computes_the_merged_transformer(
+        self, run: Run, training: FinishedTraining, outputs: Path, whole: Path
+    ) -> None:
+        adapters = export(training, outputs / "adapters", "fp32")
+        assert {path.name for path in adapters.iterdir()} == {"pytorch_lora_weights.safetensors", "pixelwizard"}
+        base = open_stock(export(find_training(run.training_signature, outputs), outputs / "base", "fp32"))
+        fresh = stage_module(build([*run.config.overrides, "train.updates=4"]))
+        fresh.configure_model()  # what the adapters were trained beside
+        fresh.net.release()
+        base.load_state_dict(fresh.net.dit.state_dict())
+        before, expected = self.ask(base), self.ask(open_stock(whole))
+        parts = dict.fromkeys(("tokenizer", "text_encoder", "vae", "scheduler"))
+        stock = WanPipeline(transformer=base, **parts)
+        stock.load_lora_weights(adapters)
+        assert torch.allclose(self.ask(stock.transformer), expected, atol=1e-5)
+        assert not torch.allclose(before, expected, atol=1e-3)
+
+    def test_has_injector_and_stride_embedding_where_others_have_them(
+        self, training: FinishedTraining, outputs: Path, whole: Path
+    ) -> None:
+        adapters = export(training, outputs / "in_bf16")
+        parts = [load_file(folder / "pixelwizard" / "adapters.safetensors") for folder in (adapters, whole)]
+        assert parts[0].keys() == parts[1].keys()
+        assert all(key.startswith(("injector.", "stride_embedding.")) for key in parts[0])
+        assert {value.dtype for value in load_file(adapters / "pytorch_lora_weights.safetensors").values()} == {
+            torch.bfloat16
+        }
+        assert json.loads((adapters / "pixelwizard" / "config.json").read_text())["lora"]["rank"] == 4
+
+    def test_merged_restores_the_network_that_is_sampled(
+        self, training: FinishedTraining, outputs: Path, whole: Path
+    ) -> None:
+        config = json.loads((whole / "pixelwizard" / "config.json").read_text())
+        net = Backbone(make("backbone", config["backbone"]), make("injector", config["injector"]))
+        assert place(net, to_pw(read(whole))) == []
+        sampled = load_stage(build(config["overrides"]), outputs).ema.state_dict()
+        assert all(torch.equal(value, sampled[key]) for key, value in net.state_dict().items())
+
+    def test_is_no_checkpoint_for_generation_unless_it_is_merged(
+        self, training: FinishedTraining, outputs: Path, whole: Path
+    ) -> None:
+        adapters = export(training, outputs / "alone")
+        with pytest.raises(ConfigError, match=r"hires=.*alone: an export of adapters alone; .*merge=true"):
+            stage_source("hires", str(adapters), None, None)
+        assert stage_source("hires", str(whole), None, None) == str(whole)
+
+    def test_has_nothing_to_merge_where_none_were_trained(self, run: Run, outputs: Path) -> None:
+        with pytest.raises(ConfigError, match=r"merge=true: .* trained no low-rank adapters; leave it out"):
+            export(find_training(run.training_signature, outputs), outputs / "none", merge=True)
+
+
 class TestTheCommand:
     def test_exports_to_a_folder_named_after_the_training(
         self, run: Run, outputs: Path, capsys: pytest.CaptureFixture[str]
@@ -138,8 +220,10 @@ class TestTheCommand:
         unfinished = build([*run.config.overrides, "seed=7"])
         write_config(unfinished, training_folder(unfinished, outputs))
         signature = unfinished.training_signature
+        finished = ", ".join(sorted(path.parent.name for path in outputs.glob("train/*/done.json")))
+        assert run.training_signature in finished
         for arguments, message in {
-            "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
+            "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {finished}",
             "run=": "run=: is empty",
             f"run=../train/{run.training_signature}": "no such training",
             "dtype=bf16": "run=: no such training",

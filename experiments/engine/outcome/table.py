@@ -35,7 +35,7 @@ UNREADABLE_NAMES = 5  # unreadable clips that a note names
 def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> dict[str, Any]:
     """The result dictionary for `benchmarks.report.write`, from all scores on disk. Raises ValueError if there are no
     scores, or if scores have different contracts."""
-    scores, contracts = _read_scores(rows, failures)
+    scores, contracts = scores_of_rows(rows, failures)
     arms = {arm.name: scores.get(arm.name, {}) for arm in plan.arms}
     if not any(arms.values()):
         raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(_reasons(failures))}")
@@ -95,7 +95,8 @@ def _reasons(failures: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(reason for reason in failures.values() if not reason.startswith("not run: ")))
 
 
-def _read_scores(rows: Sequence[Row], failures: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def scores_of_rows(rows: Sequence[Row], failures: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Row -> seed -> metric -> value, and row -> seed -> contract, of the scores on disk."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     contracts: dict[str, dict[int, Any]] = {}
     for row in rows:
@@ -127,7 +128,7 @@ def _arm_entry(
     planned: Costs,
 ) -> dict[str, Any]:
     seed_scores = scores.get(arm.name, {})
-    missing = [str(seed) for seed in plan.options.seeds if seed not in seed_scores]
+    missing = [str(seed) for seed in plan.options.seeds if seed in arm.runs and seed not in seed_scores]
     reasons = [reason for reason in _reasons(failures) if f"{arm.name} seed" in reason]
     return {
         "name": arm.name,
@@ -247,7 +248,7 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     floor = f"; floor: {reference['note']}" if reference.get("note") else ""  # none where only scores were adopted
     notes.append(f"{run.sampling.count} clips and new noise per seed{floor}")
     notes += _unreadable_notes(plan)
-    notes += [*plan.code_notes, *other_code_notes(plan, rows)]
+    notes += [*filter(None, [plan.table_note]), *plan.code_notes, *other_code_notes(plan, rows)]
     notes += adopted_notes([(job.kind, job.folder(outputs)) for job in all_jobs(plan)[0]])
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"

@@ -16,7 +16,7 @@ Verdict paragraph of the ablation file begins with the `summary` of this record;
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -35,6 +35,9 @@ from pw.train.loop import results_folder
 
 Values = Mapping[int, float]
 """Seed -> value of a metric."""
+
+Adjust = Callable[[float, int], float]
+"""(p, number of seeds) -> p, of every test of two arms."""
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 MAX_PAIRS = 3  # a clause of more pairs prints the numbers of one
@@ -86,7 +89,7 @@ def verdict(clauses: Iterable[Clause], scores: Scores, primary: str) -> list[dic
 
     scores: arm -> seed -> metric -> value.
     """
-    resolutions = [(clause, _answer(clause, scores, primary)) for clause in clauses]
+    resolutions = [(clause, resolve(clause, scores, primary)) for clause in clauses]
     return [
         {"clause": clause.text, "answer": resolution.answer, "evidence": _evidence(clause, resolution)}
         for clause, resolution in resolutions
@@ -123,10 +126,11 @@ def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
                 raise ConfigError(f"claims: {pair}: margin={pair.margin:g} is a share, between 0 and 1")
 
 
-def _answer(part: Clause | ArmPair, scores: Scores, primary: str) -> Resolution:
+def resolve(part: Clause | ArmPair, scores: Scores, primary: str, adjust: Adjust = lambda p, seeds: p) -> Resolution:
+    """The test result of a clause or a pair. adjust: of the p of each pair, before they are combined"""
     if isinstance(part, ArmPair):
-        return _answer_pair(part, scores, primary)
-    parts = [_answer(child, scores, primary) for child in part.parts]
+        return _resolve_pair(part, scores, primary, adjust)
+    parts = [resolve(child, scores, primary, adjust) for child in part.parts]
     all_p, any_p = max, lambda p_values: min(1.0, len(parts) * min(p_values))
     holds, refuted = (all_p, any_p) if part.needs == "all" else (any_p, all_p)
     return Resolution(
@@ -137,7 +141,7 @@ def _answer(part: Clause | ArmPair, scores: Scores, primary: str) -> Resolution:
     )
 
 
-def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
+def _resolve_pair(pair: ArmPair, scores: Scores, primary: str, adjust: Adjust) -> Resolution:
     missing = tuple(arm for arm in (pair.arm, pair.other) if not any(scores.get(arm, {}).values()))
     metric = lookup(pair.metric or primary)
     if missing:
@@ -150,11 +154,11 @@ def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     is_same, p_margin = pair.relation == "same", None
     if pair.margin is not None:
         p_margin = equivalence(values[pair.arm], values[pair.other], metric.direction, pair.margin, both=is_same)
-    p_difference = 1.0 if row.p_adjusted is None else row.p_adjusted
+    p_difference = 1.0 if row.p_adjusted is None else adjust(row.p_adjusted, row.n)
     is_claimed_direction = not is_same and improves(row.diff, metric.direction)
     holds, refuted = (p_difference, 1.0) if is_claimed_direction else (1.0, p_difference)
     if p_margin is not None:
-        holds = min(holds, p_margin)
+        holds = min(holds, adjust(p_margin, row.n))
     if holds < 1 - LEVEL:  # a difference within the margin counts as none
         refuted = 1.0
     numbers = _numbers(metric, values[pair.arm], values[pair.other], row, pair, p_margin)

@@ -185,6 +185,7 @@ class TestRegistry:
         assert [name for name, row in WEIGHTS.items() if row.group == "metrics"] == [
             *("alexnet", "niqe", "musiq_koniq", "dover")
         ]
+        assert [name for name, row in WEIGHTS.items() if row.group == "sets"] == ["i3d", "videomae"]
 
     @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in WEIGHTS.items()])
     def test_rows_are_whole(self, row: Weights) -> None:
@@ -611,7 +612,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("word", "message"),
         [
-            ("only=lpips", "only=lpips: unknown; known: metrics, vbench, all, alexnet, niqe"),
+            ("only=lpips", "only=lpips: unknown; known: metrics, sets, vbench, all, alexnet, niqe"),
             ("colour=red", "colour=red: there is no option colour; there are only, list, verify, mirror, dry_run"),
             ("list", "'list': write key=value; there are only, list"),
             ("verify=maybe", "verify=maybe: true or false"),

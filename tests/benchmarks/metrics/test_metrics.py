@@ -53,8 +53,8 @@ def test_every_row_of_the_registry_has_a_scorer_that_takes_its_settings():
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown metric 'fvd'; known: psd, swd"):
-        lookup("fvd")
+    with pytest.raises(ValueError, match=r"unknown metric 'fid'; known: psd, swd"):
+        lookup("fid")
 
 
 def test_the_contract_of_a_metric_is_its_protocol_and_plain_settings():
