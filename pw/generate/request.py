@@ -275,7 +275,9 @@ def _read_prompts(options: GenerateOptions) -> list[Text]:
     """The prompts of `prompt=` or of the file `prompts=`. Raises ConfigError with the line."""
     if has_own_codec(options.video, options.weights, options.overrides):
         if (options.prompt, options.prompts) != (None, None):
-            raise ConfigError("prompt=…: the networks of scale=tiny take no text; leave it out, or set weights=random")
+            raise ConfigError(
+                "prompt=…: the networks of scale=tiny and small take no text; leave it out, or set weights=random"
+            )
         return [("", None)]
     if (options.prompt is None) == (options.prompts is None):
         raise ConfigError('give either prompt="…" or prompts=FILE (a .txt of one prompt a line, or a .jsonl)')

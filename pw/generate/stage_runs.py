@@ -23,6 +23,7 @@ TINY = (
     *("codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none", "scale.anchor_upsample=latent"),
     *("scale.frames=9", "scale.height=128", "scale.width=192", "scale.anchor_height=64", "scale.anchor_width=96"),
 )
+OWN_CODEC = {"scale=tiny", "scale=small"}
 # Wan's defaults, for a stage I that flow matching has trained: a shortcut model's velocities must not be extrapolated.
 WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")
 FEW_STEPS = ("sampling.num_steps=4",)
@@ -34,8 +35,8 @@ NETWORK_GROUPS = {
 
 
 def has_own_codec(video: Path | None, weights: str | None, overrides: Sequence[str]) -> bool:
-    """Whether a video is made at the tiny scale as it is trained: by its lossless codec, and without text."""
-    return video is not None and weights is None and "scale=tiny" in overrides
+    """Whether a video is made at a scale for CPUs as it is trained: by its lossless codec, and without text."""
+    return video is not None and weights is None and not OWN_CODEC.isdisjoint(overrides)
 
 
 def split_overrides(arguments: Sequence[str], own: bool = False) -> tuple[list[str], list[str]]:
@@ -81,7 +82,7 @@ def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str], own: 
 def _scale_overrides(overrides: Sequence[str], own: bool = False) -> list[str]:
     """The scale of both stages, and what it needs to make a video; `own`: see `has_own_codec`."""
     scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
-    return [scale, *(TINY if scale == "scale=tiny" and not own else ())]
+    return [scale, *(["data=none"] if own else TINY if scale == "scale=tiny" else ())]
 
 
 def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:

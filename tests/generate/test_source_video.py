@@ -340,7 +340,7 @@ class TestAWrongCall:
 
     def test_of_a_network_without_text_with_a_prompt_is_told(self, own: Any, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mkv", grey(5), 8)
-        with pytest.raises(ValueError, match=r"prompt=…: the networks of scale=tiny take no text"):
+        with pytest.raises(ValueError, match=r"prompt=…: the networks of scale=tiny and small take no text"):
             own(tmp_path / "a.mkv", "prompt=a heron")
 
 
