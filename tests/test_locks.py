@@ -121,7 +121,7 @@ class TestWhatIsCommitted:
     def test_holds_no_results_weights_or_videos_but_the_shipped_starts(self) -> None:
         endings = {".ckpt", ".safetensors", ".pt", ".mkv", ".mp4", ".tar", ".db", ".pyc"}
         listed = git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-        starts = {f"pw/starts/{name}.safetensors" for name in ("base", "guided", "hires")}
+        starts = {f"pw/starts/{name}.safetensors" for name in ("base", "guided", "hires", "hires-small")}
         found = {n for n in listed if Path(n).suffix in endings or n.startswith(("outputs/", "data/"))}
         assert found == starts
 

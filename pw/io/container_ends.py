@@ -19,12 +19,16 @@ def outer_parts(path: Path) -> Iterator[tuple[bytes, int]]:
     """(kind, place of its end) of the boxes of an .mp4, the RIFF of an .avi, or the header and the segment of Matroska,
     in the order of the file, as long as they are known and have a length."""
     with open(path, "rb") as file:
-        place = 0
+        place, in_fragments = 0, False
         for _ in range(MOST_PARTS):
             file.seek(place)
-            kind, length = _part(file.read(16))
+            head = file.read(16)
+            kind, length = _part(head)
+            if not length and in_fragments and 0 < len(head) < 8:  # cut within the head of a box
+                kind, length = head[4:], 8
             if not length:
                 return
+            in_fragments = in_fragments or kind == b"moof"
             place += length
             yield kind, place
 
