@@ -162,7 +162,7 @@ def _curve(path: Path) -> list[dict[str, float]]:
 
 
 def _loss(point: Mapping[str, float]) -> float:
-    return fmean(value for key, value in point.items() if key.startswith("loss_"))
+    return fmean(value for key, value in point.items() if key.startswith("loss_") and "/" not in key)
 
 
 def _thin_curve(curve: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
