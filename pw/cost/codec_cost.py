@@ -7,7 +7,7 @@ from typing import Literal
 from pw.cost.counts import BYTES, Part
 from pw.nn import options
 
-Codec = options.WanVAE | options.SpaceToDepth
+Codec = options.WanVAE | options.SpaceToDepth | options.BlockCosine
 Direction = Literal["encode", "decode"]
 
 # Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
@@ -30,10 +30,10 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
     """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
 
     Convolutions cost the same per px in each frame after the first; attention costs 4 (h w)^2 channels a latent frame.
-    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` takes none,
+    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. The others take next to none,
     the small decoder a two-hundredth.
     """
-    if isinstance(codec, options.SpaceToDepth):
+    if not isinstance(codec, options.WanVAE):
         return 0
     first, next_frames, channels = VAE_DECODE if direction == "decode" else VAE_ENCODE
     tiles = codec.tiles(height, width)
@@ -46,8 +46,8 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
 
 
 def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> tuple[Part, ...]:
-    """Weights, the working set of a tile, and pixels. `SpaceToDepth` only needs the pixels, twice."""
-    if isinstance(codec, options.SpaceToDepth):
+    """Weights, the working set of a tile, and pixels. The others only need the pixels, twice."""
+    if not isinstance(codec, options.WanVAE):
         return (Part("pixels", 2 * 12 * frames * height * width, "counted"),)
     b = BYTES[codec.precision]
     tiles = codec.tiles(height, width)

@@ -28,14 +28,15 @@ from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_frames
 from pw.nn.codec import SpaceToDepthCodec, WanCodec, random_codec
-from pw.nn.options import SpaceToDepth
+from pw.nn.cosine_codec import BlockCosineCodec
+from pw.nn.options import BlockCosine, SpaceToDepth, WanVAE
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
 # progress(label, share, part_share): label of the current part, fraction of all work done, fraction of this part done
 PartProgress = Callable[[str, float, float], None]
-Codec = WanCodec | SpaceToDepthCodec
+Codec = WanCodec | SpaceToDepthCodec | BlockCosineCodec
 
 
 class Task:
@@ -137,6 +138,8 @@ def load_codec(request: GenerationRequest) -> Codec:
     choice: Any = request.hires.codec
     if isinstance(choice, SpaceToDepth):
         return SpaceToDepthCodec(choice)
+    if isinstance(choice, BlockCosine):
+        return BlockCosineCodec(choice)
     compiles = bool(request.hires.trainer.compile)
     if has_small_vae(request):
         return random_codec(choice, request.device, SMALL_VAE)
@@ -219,7 +222,7 @@ def _decoded(task: Task, codec: Codec, prompt: Prompt) -> NDArray[Any]:
     start = time.perf_counter()
     latent = load_latent(task.request.latent_file(prompt))[0].to(task.request.device)
     height, width = run.scale.size
-    if isinstance(codec, SpaceToDepthCodec):
+    if not isinstance(codec, WanCodec):
         frames = pixels_of(codec.decode(latent)[0])
         task.record("decode", prompt, start)
         return frames
@@ -293,7 +296,7 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
 def decode_entry(request: GenerationRequest) -> dict[str, Any]:
     codec: Any = request.hires.codec
     names = ("decoder", "decoder_file", "precision", "overlap")
-    if isinstance(codec, SpaceToDepth):
+    if not isinstance(codec, WanVAE):
         return {}
     return {**{name: getattr(codec, name) for name in names}, "tile": codec.side}
 

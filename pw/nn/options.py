@@ -206,6 +206,43 @@ class SpaceToDepth:
         return frames
 
 
+@dataclass(frozen=True)
+class BlockCosine:
+    """The discrete cosine transform of blocks of `factor` x `factor` px: one position, factor^2 + 2 chroma^2 channels.
+
+    chroma        coefficients of each chroma that are kept along each axis; half of `factor` is video's 4:2:0
+    luma_scale    deviation of the mean of a block of luma, in units of [-1, 1] times `factor`
+    chroma_scale  that of each of the two chroma
+    falloff       the deviation of a coefficient falls as (1 + its frequency)^-falloff, as spectra of pictures do
+    """
+
+    factor: Annotated[int, Range(1, 64)]
+    chroma: Annotated[int, Range(1, 64)]
+    luma_scale: Annotated[float, Range(1e-6, 1e6)]
+    chroma_scale: tuple[Annotated[float, Range(1e-6, 1e6)], Annotated[float, Range(1e-6, 1e6)]]
+    falloff: Annotated[float, Range(0, 8)]
+
+    def __post_init__(self) -> None:
+        if self.chroma > self.factor:
+            raise ValueError(f"codec.chroma={self.chroma}: a block of codec.factor={self.factor} has no more than that")
+
+    @property
+    def channels(self) -> int:
+        return self.factor**2 + 2 * self.chroma**2
+
+    def latent_frames(self, frames: int) -> int:
+        return frames
+
+    def coefficients(self) -> list[tuple[int, int, int]]:
+        """(colour, vertical frequency, horizontal frequency) of each channel; frequencies in half periods a block."""
+        sides = (self.factor, self.chroma, self.chroma)
+        return [(colour, u, v) for colour, side in enumerate(sides) for u in range(side) for v in range(side)]
+
+    def deviation(self, colour: int, u: int, v: int) -> float:
+        """The expected standard deviation of a coefficient, by which its channel is divided."""
+        return (self.luma_scale, *self.chroma_scale)[colour] * (1 + math.hypot(u, v)) ** -self.falloff
+
+
 def spans(length: int, tile: int, overlap: int) -> list[slice]:
     """Evenly spread spans that cover `length`: as few as `tile` allows, as short as that number allows.
 

@@ -98,7 +98,7 @@ class Run:
     trainer: settings.Trainer
     start: settings.Recipe
     backbone: options.Wan
-    codec: options.SpaceToDepth | options.WanVAE
+    codec: options.SpaceToDepth | options.BlockCosine | options.WanVAE
     text: options.UMT5 | None
     source: Source
     schedule: Schedule

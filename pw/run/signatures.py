@@ -70,7 +70,11 @@ ALTERNATIVES = {
         "channelwise": "pw.nn.adapters.ChannelGate",
         "fixed": "pw.nn.adapters.FixedGate",
     },
-    "codec": {"SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec", "WanVAE": "pw.nn.codec.WanCodec"},
+    "codec": {
+        "SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec",
+        "BlockCosine": "pw.nn.cosine_codec.BlockCosineCodec",
+        "WanVAE": "pw.nn.codec.WanCodec",
+    },
     "decoder": {"tiny": "pw.nn.tiny_decoder.load_tiny"},
 }
 
