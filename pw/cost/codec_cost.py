@@ -7,7 +7,7 @@ from typing import Literal
 from pw.cost.counts import BYTES, Part
 from pw.nn import options
 
-Codec = options.WanVAE | options.SpaceToDepth | options.BlockCosine
+Codec = options.WanVAE | options.SpaceToDepth | options.LappedCosine
 Direction = Literal["encode", "decode"]
 
 # Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
@@ -30,8 +30,8 @@ def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: D
     """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
 
     Convolutions cost the same per px in each frame after the first; attention costs 4 (h w)^2 channels a latent frame.
-    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. The others take next to none,
-    the small decoder a two-hundredth.
+    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. The small decoder takes a
+    two-hundredth of that, codecs without weights next to nothing.
     """
     if not isinstance(codec, options.WanVAE):
         return 0

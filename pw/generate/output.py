@@ -28,15 +28,15 @@ from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_frames
 from pw.nn.codec import SpaceToDepthCodec, WanCodec, random_codec
-from pw.nn.cosine_codec import BlockCosineCodec
-from pw.nn.options import BlockCosine, SpaceToDepth, WanVAE
+from pw.nn.cosine_codec import LappedCosineCodec
+from pw.nn.options import LappedCosine, SpaceToDepth, WanVAE
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
 # progress(label, share, part_share): label of the current part, fraction of all work done, fraction of this part done
 PartProgress = Callable[[str, float, float], None]
-Codec = WanCodec | SpaceToDepthCodec | BlockCosineCodec
+Codec = WanCodec | SpaceToDepthCodec | LappedCosineCodec
 
 
 class Task:
@@ -138,8 +138,8 @@ def load_codec(request: GenerationRequest) -> Codec:
     choice: Any = request.hires.codec
     if isinstance(choice, SpaceToDepth):
         return SpaceToDepthCodec(choice)
-    if isinstance(choice, BlockCosine):
-        return BlockCosineCodec(choice)
+    if isinstance(choice, LappedCosine):
+        return LappedCosineCodec(choice)
     compiles = bool(request.hires.trainer.compile)
     if has_small_vae(request):
         return random_codec(choice, request.device, SMALL_VAE)

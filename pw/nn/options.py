@@ -207,8 +207,8 @@ class SpaceToDepth:
 
 
 @dataclass(frozen=True)
-class BlockCosine:
-    """The discrete cosine transform of blocks of `factor` x `factor` px: one position, factor^2 + 2 chroma^2 channels.
+class LappedCosine:
+    """A lapped cosine transform: a block of `factor` x `factor` px is a position of factor^2 + 2 chroma^2 channels.
 
     chroma        coefficients of each chroma that are kept along each axis; half of `factor` is video's 4:2:0
     luma_scale    deviation of the mean of a block of luma, in units of [-1, 1] times `factor`
@@ -216,8 +216,8 @@ class BlockCosine:
     falloff       the deviation of a coefficient falls as (1 + its frequency)^-falloff, as spectra of pictures do
     """
 
-    factor: Annotated[int, Range(1, 64)]
-    chroma: Annotated[int, Range(1, 64)]
+    factor: Literal[2, 4, 8, 16]
+    chroma: Annotated[int, Range(1, 16)]
     luma_scale: Annotated[float, Range(1e-6, 1e6)]
     chroma_scale: tuple[Annotated[float, Range(1e-6, 1e6)], Annotated[float, Range(1e-6, 1e6)]]
     falloff: Annotated[float, Range(0, 8)]

@@ -33,7 +33,7 @@ from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
 
-LARGEST = 2**23  # bytes of a shipped start, which is in git
+LARGEST = 8_000_000  # bytes of a shipped start, which is in git
 SETTINGS = {
     "scale": settings.Scale,
     "train": settings.Train,
@@ -51,7 +51,7 @@ OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 class Card:
     """A start in the repository: weights of a long training by the recipe of `conf/start/<name>.yaml`.
 
-    pw/starts/<name>.safetensors    EMA weights, at most 8 MiB; `<name>-<scale>` for another scale than tiny
+    pw/starts/<name>.safetensors    EMA weights, at most 8 MB; `<name>-<scale>` for another scale than tiny
     pw/starts/<name>.json           the card, in `content`: recipe, training and checksum
 
     Of one that was trained on shards, `without_data` is its configuration with data=none: who has other clips, or none,
@@ -98,7 +98,7 @@ class Run:
     trainer: settings.Trainer
     start: settings.Recipe
     backbone: options.Wan
-    codec: options.SpaceToDepth | options.BlockCosine | options.WanVAE
+    codec: options.SpaceToDepth | options.LappedCosine | options.WanVAE
     text: options.UMT5 | None
     source: Source
     schedule: Schedule

@@ -72,7 +72,7 @@ ALTERNATIVES = {
     },
     "codec": {
         "SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec",
-        "BlockCosine": "pw.nn.cosine_codec.BlockCosineCodec",
+        "LappedCosine": "pw.nn.cosine_codec.LappedCosineCodec",
         "WanVAE": "pw.nn.codec.WanCodec",
     },
     "decoder": {"tiny": "pw.nn.tiny_decoder.load_tiny"},

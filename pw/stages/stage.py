@@ -26,7 +26,7 @@ from pw.method.path import Velocity
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
-from pw.nn.cosine_codec import BlockCosineCodec
+from pw.nn.cosine_codec import LappedCosineCodec
 from pw.nn.lora import add_lora, seed_dropout, train_lora
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
@@ -131,8 +131,8 @@ class Stage(L.LightningModule, ABC):
             choice = self.run.codec
             if isinstance(choice, options.SpaceToDepth):
                 self._codec = SpaceToDepthCodec(choice)
-            elif isinstance(choice, options.BlockCosine):
-                self._codec = BlockCosineCodec(choice)
+            elif isinstance(choice, options.LappedCosine):
+                self._codec = LappedCosineCodec(choice)
             else:
                 self._codec = WanCodec.load(choice, locate(self.run.trainer.weights), str(self.device))
         return self._codec
