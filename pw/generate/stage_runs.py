@@ -63,7 +63,7 @@ def split_overrides(arguments: Sequence[str], own: bool = False) -> tuple[list[s
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
         if override == "scale=small":
             raise ConfigError(f"{argument}: has no prompts and no VAE; `pw sample` samples it, scale=2k makes videos")
-        if override == "codec=space_to_depth":
+        if override_key(override) == "codec" and override != "codec=wan_vae":
             raise ConfigError(f"{argument}: a video is decoded by Wan's VAE; leave it at wan_vae")
     _check_keys(overrides, anchor_overrides, own)
     return overrides, anchor_overrides

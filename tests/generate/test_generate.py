@@ -468,6 +468,7 @@ WRONG = [
     (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
     (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
     (("prompt=a", "codec=space_to_depth"), r"^codec=space_to_depth: .* wan_vae"),
+    (("prompt=a", "codec=lapped_cosine"), r"^codec=lapped_cosine: .* wan_vae"),
     (("prompt=a", "scale=small"), r"^scale=small: has no prompts .* scale=2k makes videos"),
     (("prompt=a", "anchors=flawed"), r"^anchors=flawed: stage I makes the anchors"),
     (("prompt=a", "guidance=baked"), r"^guidance=baked: .* target\.guidance=finest"),
