@@ -27,8 +27,9 @@ ABLATION = Ablation(
         "meanflow": "objective=meanflow turns=alternate objective.power=0",  # docs/tiny.md
         "meanflow_paper": "objective=meanflow",  # flow matching on three updates of four, adaptive weight
         "consistency": "objective=consistency",
-        "flow_flops": "objective=flow train.updates=213",  # held by tests/engine/test_few_step_arms.py
+        "flow_flops": "objective=flow",
     },
+    same_flops={"flow_flops": "shortcut"},
     across=("sampling.num_steps", (1, 2, 4, 8)),
     versus="first",
     metrics=(*DETAIL, "anchor_fidelity"),

@@ -132,6 +132,7 @@ class Ablation:
     primary  the metric that is tested first and alone; it decides the order of arms and the claim
     claims   the clauses of the claim; by default each arm is better than the arm it is compared with
     planned  arm -> overrides with which the plan prices it at 2K and 4K, in place of the tiny scale's
+    same_flops  arm -> the arm whose training FLOPs it has: its `train.updates` are counted at the scale of the call
     native   whether stage I's clips are scored at the anchor's size, against real clips degraded to that size
     curve    (key, default): the x axis of the curve, if it is neither the only varied key nor that of `across`;
              `default` is a number or another key, used where `key` is null or missing
@@ -150,6 +151,7 @@ class Ablation:
     claims: Sequence[Clause] = ()
     ceiling: str | None = None
     planned: Mapping[str, str] = field(default_factory=dict)
+    same_flops: Mapping[str, str] = field(default_factory=dict)
     native: bool = False
     metrics: Sequence[str] = (*DETAIL, *SOLUTION, "anchor_fidelity")
 

@@ -22,7 +22,7 @@ from pw.cost.training_cost import training_cost
 from pw.io.files import digest, remove
 from pw.io.manifest import whole
 from pw.run.build import Run
-from pw.run.signatures import provenance
+from pw.run.signatures import evaluation_clips, provenance
 from pw.sample.clip_folders import PARTIAL, anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train.record import WEIGHTS, training_folder
 
@@ -234,7 +234,7 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     contract = {
         "scale": run.scale.name,
         "data": run.config.choices["data"],
-        "clips_fingerprint": run.source.fingerprint(),
+        "clips_fingerprint": evaluation_clips(run),
         "count": run.sampling.count,
         "seed": seed,
         "arm": name,

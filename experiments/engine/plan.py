@@ -22,6 +22,7 @@ from experiments.engine.ablation import Ablation, AblationOptions, Probe, Statem
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.revisions.checkout import Revision
 from experiments.engine.revisions.code_arms import by_revisions
+from pw.cost.training_cost import training_cost
 from pw.io import arguments
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
@@ -175,6 +176,7 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
     for override in options.overrides:
         if override_key(override) == "seed":
             raise ConfigError(f"{override}: an ablation takes seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
+    ablation = _with_same_flops(ablation, options)
     sweep_ablation, statement, overrides = _take_sweeps(options, ablation, statement)
     is_as_trained = options.code == ("as_trained",)
     overrides = (*overrides, "code=as_trained") if is_as_trained else overrides
@@ -193,6 +195,22 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
     probes = () if ablation.probe is None else tuple(_probes(ablation.probe, arms))
     plan = Plan(options, ablation, statement, tuple(arms), probes)
     return by_revisions(plan) if options.code and not is_as_trained else plan
+
+
+def _with_same_flops(ablation: Ablation, options: AblationOptions) -> Ablation:
+    """The ablation whose arms of `same_flops`, if they are asked for, say their number of updates: that whose training
+    FLOPs are the nearest to the other arm's with these overrides. Raises ConfigError."""
+    of_call = [word for word in options.overrides if not (swept_values(word) or _varies(ablation, override_key(word)))]
+    arms, shared = dict(ablation.arms), [*ablation.fixed.split(), *of_call]
+    for name, other in ablation.same_flops.items():
+        if options.arms and name not in options.arms:
+            continue
+        try:
+            own, goal = (training_cost(build([*shared, *ablation.arms[arm].split()])) for arm in (name, other))
+        except ConfigError as error:
+            raise error.with_prefix(f"arm {name}, of the FLOPs of {other}: ") from error
+        arms[name] += f" train.updates={round(goal.flops.total / own.flops.total * own.updates)}"
+    return replace(ablation, arms=arms)
 
 
 def _take_sweeps(
@@ -267,7 +285,7 @@ def _label(ablation: Ablation, name: str, value: Any) -> str:
 def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override_key(override)
-        if any(_is_varied(v, [key]) for v in _varied_keys(ablation)):
+        if _varies(ablation, key):
             raise ConfigError(
                 f"{override}: {name} varies {key} itself (arms: {', '.join(ablation.arms)}); give several values, "
                 f"{key}=…,…, to replace these arms"
@@ -327,6 +345,11 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
             raise ConfigError(
                 f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared"
             )
+
+
+def _varies(ablation: Ablation, key: str) -> bool:
+    """Whether the ablation varies a key that is this one or below it."""
+    return any(_is_varied(varied, [key]) for varied in _varied_keys(ablation))
 
 
 def _varied_keys(ablation: Ablation) -> list[str]:

@@ -66,6 +66,10 @@ class ShardClips:
         crops = [pool.crop for pool in self._train]
         return shard_digest(self._train[0].index.fingerprint, self._eval.index.fingerprint, *crops)
 
+    def evaluated(self) -> str:
+        """The fingerprint without buckets, which divide the clips to train on and change none to evaluate on."""
+        return shard_digest(self._train[0].index.fingerprint, self._eval.index.fingerprint, self._eval.crop)
+
     @property
     def has_captions(self) -> bool:
         """Whether any clip to train on has a caption."""

@@ -149,6 +149,11 @@ def _compose_choices(choices: tuple[str, ...], user_conf: Path | None) -> tuple[
     config = compose("run", overrides=[*choices, *search], return_hydra_config=True)
     files = config.hydra.runtime.choices
     values = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_struct(values, False)
+    for start in _group_files(user_conf)["start"]:
+        own = values.start.pop(start, {})  # what a scale says of the recipe of this start
+        if start == files["start"]:
+            values.start.update(own)
     OmegaConf.set_struct(values, True)  # an unknown key is an error
     return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
 

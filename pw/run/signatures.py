@@ -26,6 +26,8 @@ NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "trackin
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 # Keys of `data` that the fingerprint of the clips or the scale covers.
 NOT_DATA = {"urls", "width"}
+# Keys of `data` by which a training divides its clips into batches: they change no evaluation clip.
+NOT_EVALUATION = {"buckets", "bucket_weights"}
 # Keys of `scale` that schedule, injector and attention contain, too.
 NOT_SCALE = {
     *("shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"),
@@ -130,7 +132,8 @@ def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
     parts += (run.attention,)
-    unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
+    source = next(classes_of(run.source))
+    unused = SAMPLING_CODE | _planning(run.objective) | {f"{source}.evaluation", f"{source}.evaluated"}
     extra = (
         "pw.train.batches.batches",
         "pw.train.batches.clips",
@@ -166,7 +169,7 @@ def sampling_code(run: Run) -> str:
 def evaluation_code(run: Run) -> str:
     """Hash of the code that makes the evaluation clips."""
     roots = tuple(classes_of(run.source))
-    return code_hash(roots, frozenset({f"{roots[0]}.batch"}))
+    return code_hash(roots, frozenset({f"{roots[0]}.batch", f"{roots[0]}.evaluated"}))
 
 
 def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
@@ -219,14 +222,19 @@ def of_evaluation(run: Run, evaluation_seed: int) -> str:
     data = without_modules(run.typed_values["data"])
     values = {
         "scale": {k: v for k, v in dataclasses.asdict(run.scale).items() if k not in NOT_SCALE},
-        "data": {k: v for k, v in data.items() if k not in NOT_DATA},
+        "data": {k: v for k, v in data.items() if k not in NOT_DATA | NOT_EVALUATION},
         "code": run.evaluation_code,
-        "clips": run.source.fingerprint(),
+        "clips": evaluation_clips(run),
         "count": run.sampling.count,
         "seed": evaluation_seed,
     }
     held_out = getattr(run.source, "held_out", None)
     return digest({**values, **({"held_out": held_out()} if held_out else {})})
+
+
+def evaluation_clips(run: Run) -> str:
+    """Changes when the clips do that a run is evaluated on, and not with how its training batches are drawn."""
+    return getattr(run.source, "evaluated", run.source.fingerprint)()
 
 
 def data_hash(run: Run) -> str:

@@ -90,7 +90,7 @@ def _clips(run: Run, count: int) -> list[Batch]:
     source = run.source
     if not isinstance(source, LatentClips):
         evaluation = source.evaluation(count, SEED)
-        clips, labels = (evaluation.real[i][None] for i in range(count)), evaluation.labels
+        clips, labels = [evaluation.real[i][None] for i in range(count)], evaluation.labels  # read before `captions`
         if labels is None and isinstance(source, ShardClips) and (captions := evaluation.captions()):
             labels = source.labels(captions)
         return [clip if labels is None else LabelledClips(clip, labels[[i]]) for i, clip in enumerate(clips)]

@@ -7,8 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from small_shards import write_noise
 
+from benchmarks.measure.clips import table_contract
 from experiments.engine.ablation import Ablation, Statement
+from experiments.engine.job import all_jobs
 from experiments.engine.outcome.table import curve_of
 from experiments.engine.outcome.table_files import archive_table
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
@@ -75,6 +78,17 @@ class TestASweep:
         line = "name=beta arms=beta_0.7 optimizer.betas=[0.9,0.99],[0.8,0.9]"
         assert list(arms(line)) == ["betas_0.9_0.99", "betas_0.8_0.9"]
         assert len(plan_for("name=beta optimizer.betas=[0.9,0.95]").arms) == 4
+
+    def test_of_buckets_scores_all_arms_by_the_same_clips(self, tmp_path: Path) -> None:
+        urls = f"data=shards data.urls={write_noise(tmp_path, 4, 4)}/*.tar"
+        plan = plan_for(f"name=ansc arms=full {urls} data.buckets=null,[[4,24,24]],[[2,24,12]]")
+        jobs, rows = all_jobs(plan)
+        assert len({job.key for job in jobs if job.kind == "train" and job.label.endswith("seed 0")}) == 3
+        scores = {row.name: row.job.score for row in rows}
+        assert {*scores} == {"floor", "ceiling", *(arm.name for arm in plan.arms)}
+        assert len({score["real"] for score in scores.values()}) == 1
+        contract = table_contract({name: {0: score["contract"]} for name, score in scores.items()})
+        assert contract["clips_fingerprint"] == build(urls.split()).source.fingerprint()
 
     def test_does_not_state_the_claim_of_the_ablation(self) -> None:
         line = "name=beta step_sampler.beta=0,0.2,0.7"

@@ -19,6 +19,7 @@ from pw.data.shard_index import write_shards
 from pw.io.arguments import ConfigError
 from pw.parallel.team import Share
 from pw.run.build import Run, build
+from pw.run.signatures import evaluation_clips
 from pw.stages import stage_module
 from pw.stages.stage import SeededDraws
 from pw.train.batches import batches, clips
@@ -138,6 +139,15 @@ class TestATraining:
     def test_has_another_signature_for_other_buckets_or_weights(self, mixed: Callable[..., Run]) -> None:
         runs = [mixed(), mixed("data.bucket_weights=[1,1]"), mixed(f"data.buckets=[{[*WIDE]}]".replace(" ", ""))]
         assert len({run.configuration_signature for run in runs}) == 3
+
+    def test_is_evaluated_on_the_clips_that_it_has_without_buckets(
+        self, mixed: Callable[..., Run], micro: Callable[..., Run], shards: str
+    ) -> None:
+        plain = micro("data=shards", f"data.urls={shards}")
+        for run in (mixed(), mixed("data.bucket_weights=[1,1]")):
+            assert run.configuration_signature != plain.configuration_signature
+            assert run.evaluation_signature(3) == plain.evaluation_signature(3)
+            assert evaluation_clips(run) == evaluation_clips(plain) == plain.source.fingerprint()
 
 
 class TestAPlan:

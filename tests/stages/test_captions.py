@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -214,12 +215,16 @@ class TestATraining:
 
 
 class TestHeldOutClips:
-    def test_have_their_captions(self, run_on: Callable[..., Run], encoder: TextEncoder, tmp_path: Path) -> None:
-        run = run_on()
+    def test_have_their_captions(
+        self, run_on: Callable[..., Run], encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, sizes, pread = run_on(), [], os.pread
+        monkeypatch.setattr(os, "pread", lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
         module = stage_module(run)
         module.texts.share(Team(Place(0, 1)), tmp_path / "text")
         clips = held_out(run, module, 2)
         assert clips is not None
+        assert sum(size > 5 * 64 * 64 * 3 for size in sizes) == 2  # each clip of 5 frames of 64 x 64 px is read once
         captions = [encoder.encode(f"a val clip, {n}") for n in range(4)]
         texts = [condition.text[0] for condition in clips.conditions]
         assert all(any(torch.equal(text, caption) for caption in captions) for text in texts)

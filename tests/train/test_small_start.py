@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from pw.io.arguments import ConfigError
 from pw.io.files import sha256
 from pw.io.paths import ROOT
 from pw.io.video import write_video
@@ -104,6 +106,33 @@ class TestAStartThatWasTrainedOnShards:
         run = build(["start.updates=1"]).start_run
         assert run is not None
         assert (run.card, run.note) == (None, "")
+
+
+class TestTheRecipeAtThisScale:
+    def test_is_the_scales_for_hires_alone(self) -> None:
+        settings = yaml.safe_load((ROOT / "conf/scale/small.yaml").read_text())["start"]
+        assert [*settings] == ["hires"]
+        hires = build(["scale=small", "data=none"]).start
+        assert {key: getattr(hires, key) for key in settings["hires"]} == settings["hires"]
+        assert build(["scale=small", "data=none", "start.updates=7"]).start.updates == 7
+        for name in ("base", "guided", "none"):
+            assert build(["scale=small", "data=none", f"start={name}"]).start == build([f"start={name}"]).start
+
+    def test_of_stage_i_is_that_of_base_for_another_network(self) -> None:
+        anchor = build(["scale=small", "data=none", "anchors=generated"]).anchor_run
+        assert anchor is not None
+        start = anchor.start_run
+        assert start is not None
+        assert (start.card, start.train.updates) == (None, build(["start=base"]).start.updates)
+        assert start.note == "the shipped start has another network"
+
+    def test_is_refused_under_an_unknown_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "conf/scale").mkdir(parents=True)
+        text = "# @package _global_\ndefaults:\n  - tiny\n  - _self_\nstart:\n  hirse:\n    updates: 3\n"
+        (tmp_path / "conf/scale/mine.yaml").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=r"start\.hirse"):
+            build(["scale=mine"])
 
 
 COMMITTED = ROOT / "pw" / "starts"
