@@ -183,6 +183,25 @@ class TestALongVideo:
         manifest = json.loads(path.with_suffix(".mkv.json").read_text())
         assert manifest["video"]["windows"] == [0, 4, 12]
 
+    @pytest.mark.parametrize("words", [(), ("sampling.init=anchor", "sampling.timesteps=[800,600]")])
+    def test_has_one_latent_where_windows_meet_whatever_they_begin_from(
+        self, call: Any, tmp_path: Path, words: Any
+    ) -> None:
+        """Each window's anchor is encoded by itself; a state from it, noised, would differ in what two share."""
+        write_video(tmp_path / "a.mkv", grey(13), 8)
+        request = call(tmp_path / "a.mkv", "frames=9", *words)
+
+        def stop(what: str, share: float, part: float) -> None:
+            if what == "loading the VAE":
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            generate(request, stop)
+        windows = request.windows(request.prompts[0])
+        assert [request.source.shared_latents(n) for n in range(len(windows))] == [0, 2]
+        before, after = (load_file(request.latent_file(window))["latent"] for window in windows)
+        assert torch.equal(before[:, :, -1], after[:, :, 1])
+
     @pytest.mark.parametrize("at", [2, 5])
     def test_that_was_stopped_goes_on_at_the_next_evaluation(self, call: Any, tmp_path: Path, at: int) -> None:
         write_video(tmp_path / "a.mkv", grey(20), 8)
