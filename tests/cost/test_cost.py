@@ -55,16 +55,18 @@ from pw.cost.counts import (
     weight_bytes,
 )
 from pw.cost.counts import evaluations as planned_evaluations
-from pw.cost.generation_cost import denoising, generation_cost, waiting_bytes
+from pw.cost.generation_cost import denoising, generation_cost, waiting_bytes, window_bytes
 from pw.cost.lora_cost import lora_flops, lora_parameters, lora_saved_bytes
 from pw.cost.rates import uniform_rates
 from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments, update_flops
+from pw.generate.windows import JointWindows
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.lora import add_lora, train_lora
 from pw.nn.placement import store_in_fp8
 from pw.nn.tiny_decoder import TinyDecoder
 from pw.run.build import Run, build
+from pw.stages.velocity import Condition, integrate
 
 AT_400 = uniform_rates(400)
 GATES = [
@@ -716,6 +718,29 @@ class TestAGeneration:
             words = ("scale=2k", f"trainer.guidance_batch={batch}")
             plain, rounded = (denoising(run(*words, *more), "bf16") for more in ((), ("trainer.storage=fp8",)))
             assert rounded.seconds(AT_400) - plain.seconds(AT_400) == pytest.approx(calls * 0.0294, rel=0.005)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "guidance=off",
+            "guidance=on",
+            "guidance=on trainer.guidance_batch=true",
+            "guidance=off sampling.init=anchor sampling.timesteps=[800,600,400,200]",
+            "guidance=on objective=flow solver=unipc",
+        ],
+    )
+    def test_of_a_long_video_has_the_latents_of_its_windows_in_cpu_memory(self, words: str) -> None:
+        scale = "scale=2k scale.frames=5 scale.height=128 scale.width=192 scale.anchor_height=64 scale.anchor_width=96"
+        planned, count = run(*scale.split(), "sampling.shift=null", "sampling.start=1", *words.split()), 24
+        noise, anchor = torch.zeros(count, *stage_latent(planned)), torch.zeros(count, 48, 2, 4, 6)
+        net: Any = lambda state, *_, **__: torch.zeros_like(state)  # noqa: E731
+        joint = JointWindows(net, "cpu", [0, *[1] * (count - 1)], False, lambda: None, None, False)
+        conditions = [Condition(torch.zeros(1, 1, 1), anchor) for _ in range(2)]
+        counter = Alive(iter([noise, anchor, *(condition.text for condition in conditions)]))
+        with counter:
+            integrate(planned, joint, noise, *conditions, resized=joint.resized)
+        measured = counter.peak + noise.nbytes + anchor.nbytes
+        assert 0.99 < count * window_bytes(planned) / measured < 1.1  # one window more is on the device
 
     def test_at_4k_needs_no_more_than_the_target_of_45_gb(self) -> None:
         planned = generation_cost(run("scale=4k"), run("scale=4k", "stage=anchor"))
