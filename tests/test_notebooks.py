@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -137,16 +138,44 @@ def test_without_a_table_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert [path.read_bytes() for path in NOTEBOOKS] == before
 
 
+HANGING = """
+import asyncio, os, signal
+from experiments.engine.notebooks_write import until_stopped
+async def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("is not interrupted", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        print("cleans up", flush=True)
+        await asyncio.Event().wait()
+until_stopped(work(), lambda: print("ended", flush=True), seconds=0.5)
+"""
+
+
+def test_a_signal_interrupts_no_line_of_a_notebook_and_waits_for_no_cleanup_that_hangs() -> None:
+    command = [sys.executable, "-c", HANGING]
+    result = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.stdout.splitlines() == ["is not interrupted", "ended", "cleans up", "ended"], result.stderr
+    assert (result.returncode, result.stderr) == (128 + signal.SIGTERM, "")
+
+
 @pytest.mark.slow
 def test_a_signal_ends_it_in_one_line_with_its_kernel() -> None:
     before = NOTEBOOKS[0].read_bytes()
     command = [sys.executable, "-m", "pw", "notebooks-write", "name=1_method"]
+    kernels: list[psutil.Process] = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not (kernels := psutil.Process(process.pid).children()):  # it takes seconds to its last cell
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=300)[0]
+        try:
+            while not (kernels := psutil.Process(process.pid).children()):  # it takes seconds to its last cell
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            output = process.communicate(timeout=300)[0]
+        finally:  # a kernel that stays would keep the pipe open
+            for left in [process, *kernels]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
     assert output == "stopped by SIGTERM; a notebook is written when all of its cells have run\n"
     assert process.returncode == 128 + signal.SIGTERM
     assert not psutil.wait_procs(kernels, timeout=60)[1]

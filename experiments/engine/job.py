@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.metrics import lookup, protocols
-from experiments.engine.plan import Plan, starts
+from experiments.engine.plan import Arm, Plan, starts
 from experiments.engine.revisions.checkout import Revision
 from experiments.engine.revisions.revision_run import RevisionRun, make_elsewhere
 from experiments.engine.share.adopted import adoption, spared
@@ -160,10 +160,14 @@ def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
     return [*jobs, Job(key, f"sample {label}", "sample", run, tuple(needs), limit, seed)]
 
 
+def needs_solution(plan: Plan, arm: Arm) -> bool:
+    """Whether the table uses the many-step solution of an arm: as the ceiling, or in a metric of every arm."""
+    return arm is plan.ceiling or any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
+
+
 def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
     """All jobs of a plan, each once and after the jobs that it needs, and the table rows that read their scores."""
     outputs, ceiling = plan.options.outputs, plan.ceiling
-    needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
     jobs: dict[str, Job] = {}
     rows: list[Row] = []
 
@@ -185,10 +189,11 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         label, sampling = f"{arm.name} seed {seed}", run.sampling
         needs = [add_sampling(run, label, sampling.count, seed)]
         solution = None
-        if sampling.num_steps < sampling.solution_steps and (needs_solutions or arm is ceiling):
-            solution_run = run.solution
-            best = ceiling.runs.get(seed)  # its solution has all clips, also for arms with the same weights
-            is_shared = best and solution_run.sample_signature(seed) == best.solution.sample_signature(seed)
+        solution_run = run.solution if needs_solution(plan, arm) else None
+        if solution_run is not None:
+            # the ceiling's has all clips, also for arms with the same weights
+            best = ceiling.runs[seed].solution if seed in ceiling.runs else None
+            is_shared = best and solution_run.sample_signature(seed) == best.sample_signature(seed)
             clips = sampling.count if is_shared else sampling.solution_clips
             needs.append(add_sampling(solution_run, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
             solution = sample_folder(solution_run, outputs, seed)

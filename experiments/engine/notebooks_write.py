@@ -6,25 +6,34 @@ Begin with `executed`. `sources_hash` in a notebook's metadata says of which cel
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import os
+import signal
 import subprocess
 import tempfile
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.engine.read import runs
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import digest, write_atomically
 from pw.io.paths import IS_CHECKOUT, OUTPUTS, ROOT
+from pw.parallel.signals import Stopped, handle_stop_signals
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 FOLDER = ROOT / "notebooks"
 OF_AN_OUTCOME = "3_runs"  # the others show what the suite itself holds, the same everywhere
 MAX_WIDTH = 1000  # pixels
 COLOURS = 128
 MAX_SECONDS = 600  # of a cell
+STOP_SECONDS = 10  # that a stopped notebook may take to clean up
 
 
 def sources_hash(notebook: Any) -> str:
@@ -50,19 +59,66 @@ def executed(path: Path, outputs: Path) -> Any:
     )
     own = {"PYTHONPATH": str(ROOT), "PW_OUTPUTS": str(outputs)}
     own["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    execution = client.async_execute(env=os.environ | own, stderr=subprocess.DEVNULL)
     try:
-        with asyncio.Runner(loop_factory=_Loop) as runner:
-            runner.run(client.async_execute(env=os.environ | own, stderr=subprocess.DEVNULL))
+        until_stopped(execution, lambda: _end_kernel(client))
     except CellExecutionError as error:
         raise ConfigError(f"{path.name}: a cell failed: {error.ename}: {error.evalue}") from error
     except RuntimeError as error:
         raise ConfigError(f"{path.name}: its kernel ended: {error}") from error
+    finally:
+        atexit.unregister(client._cleanup_kernel)  # it is left where a kernel was starting, and waits for that one
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             _tidy(output, outputs)
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
     notebook.metadata["sources_hash"] = sources_hash(notebook)
     return notebook
+
+
+def until_stopped(work: Coroutine[Any, Any, Any], end: Callable[[], None], seconds: float = STOP_SECONDS) -> None:
+    """Run `work` to its end. After a signal to stop `end` is called, `work` has `seconds` to clean up, and Stopped is
+    raised.
+
+    Nothing is raised inside `work`: a signal can come in the middle of what asyncio, zmq or `subprocess` must finish,
+    such as the release of a lock, for which nbclient's cleanup would then wait for ever.
+    """
+    received: list[int] = []
+    loop = _Loop()
+
+    async def main() -> None:
+        task, is_stopped = asyncio.ensure_future(work), asyncio.Event()
+
+        def stop(number: int, frame: Any) -> None:
+            received.append(number)
+            loop.call_soon_threadsafe(is_stopped.set)
+
+        with handle_stop_signals(stop):
+            stopping = asyncio.ensure_future(is_stopped.wait())
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if received:
+                end()
+                task.cancel()
+                await asyncio.wait({task}, timeout=seconds)
+                end()  # what began before it was cancelled
+        if not received:
+            await task
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    if received:
+        raise Stopped(received[0])
+
+
+def _end_kernel(client: NotebookClient) -> None:
+    """Kill the kernel's processes, a group of their own."""
+    process = getattr(getattr(client.km, "provisioner", None), "process", None)
+    if process is not None and process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -160,7 +160,14 @@ class Flops:
         return Flops(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
-def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector: Injector = None) -> Flops:
+def has_timestep_per_token(run: Run) -> bool:
+    """Whether in training each token has a timestep of its own: in stage I, where the first frame may be given."""
+    return run.stage == "anchor" and run.train.image_share > 0
+
+
+def forward_flops(
+    backbone: options.Wan, tokens: int, text_tokens: int, injector: Injector = None, timesteps: int = 1
+) -> Flops:
     """FLOPs of one evaluation of the network on one clip, by kind.
 
         linear            2 L N (6 D^2 + 2 D f) + 4 S N D^2
@@ -168,16 +175,17 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         cross-attention   4 L S D N
         injector          2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels
 
-    plus patch and output projection, and the embeddings of text, timestep and stride. The injector counts in every
-    evaluation, although inference computes its refined anchor once; resizing is not counted.
+    plus patch and output projection, and the embeddings of text, timestep and stride. There is one timestep, or one for
+    each token; the stride then is embedded twice, as it is and as 0. The injector counts in every evaluation, although
+    inference computes its refined anchor once; resizing is not counted.
     """
     length, text, d, n = tokens, text_tokens, backbone.width, backbone.num_layers
     patch = backbone.in_channels * math.prod(backbone.patch_size)
     embeddings = (
         4 * length * patch * d
         + 2 * text * (backbone.text_dim * d + d * d)
-        + 2 * (backbone.freq_dim * d + d * d + 6 * d * d)
-        + 2 * (SINUSOID * d + d * d)
+        + 2 * timesteps * (backbone.freq_dim * d + d * d + 6 * d * d)
+        + 2 * (1 if timesteps == 1 else 2) * (SINUSOID * d + d * d)
     )
     extra = 0
     if isinstance(injector, options.Injector):
@@ -193,12 +201,14 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
     )
 
 
-def stage_flops(run: Run, size: float = 1.0) -> Flops:
+def stage_flops(run: Run, size: float = 1.0, *, timestep_per_token: bool = False) -> Flops:
     """FLOPs of one evaluation on one clip at a share of its full size, with its share of the self-attention.
 
     Choosing n blocks by their means costs 2 n^2 D N, by the anchor 2 n^2 C; the means themselves are not counted.
     """
-    flops = forward_flops(run.backbone, stage_tokens(run, size), run.backbone.text_tokens, run.injector)
+    length = stage_tokens(run, size)
+    timesteps = length if timestep_per_token else 1
+    flops = forward_flops(run.backbone, length, run.backbone.text_tokens, run.injector, timesteps)
     if run.attention is None:
         return flops
     from pw.nn.token_blocks import block_count, density  # imports numpy
@@ -367,6 +377,20 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
     if trainable != "all":
         return max(tokens * (b * (4 * d + f) + 58.4 * d), saved + tokens * 2 * b * f)
     return max(tokens * (b * (7 * d + 2 * f) + 68.5 * d), saved + tokens * b * f)
+
+
+def timestep_bytes(backbone: options.Wan, tokens: int, precision: Precision, *, checkpoint: bool) -> float:
+    """Bytes that a timestep for each token adds to a forward and its backward.
+
+        L (D (8 b + 12) + 4 freq_dim)   the embedding of timestep and stride, and the six modulations of a token
+        32 L D                          what a block adds to these, fp32: of every block, or with checkpointing of one
+        7 L D b                         with checkpointing, their gradient and that of the timestep
+
+    Fake tensors; error below 2 %. An upper bound with frozen weights, and in a forward, which is not the peak.
+    """
+    b, d = BYTES[precision], backbone.width
+    embedding = d * (8 * b + 12) + 4 * backbone.freq_dim
+    return tokens * (embedding + ((32 + 7 * b) * d if checkpoint else 32 * d * backbone.num_layers))
 
 
 def injector_saved_bytes(

@@ -10,6 +10,7 @@ from pw.cost.codec_cost import Direction, codec_bytes, codec_flops
 from pw.cost.counts import BYTES, Flops, Moment, Part, Precision
 from pw.cost.rates import Rates
 from pw.nn import options
+from pw.nn.unipc import UniPC
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 
@@ -122,6 +123,21 @@ def waiting_bytes(run: Run, precision: Precision = "bf16") -> int:
     d, b = run.backbone.width, 1 if run.trainer.storage == "fp8" else BYTES[precision]
     square, wide = (2 ** math.ceil(math.log2(b * size)) for size in (d * d, d * run.backbone.ffn_dim))
     return run.backbone.num_layers * (8 * square + 2 * wide)
+
+
+def window_bytes(run: Run) -> int:
+    """Bytes of CPU memory for each window of a long video while all are denoised (`pw.generate.windows`), in fp32.
+
+    Its latent is there 5 times: noise, state, velocity, its part in the step, the next state; guided 7 times, from the
+    noised anchor 6, and by UniPC, which keeps earlier steps, 14. Its anchor once, and again in a batch of two branches.
+    """
+    is_guided = run.guidance.scale != 1
+    copies = 7 if is_guided else 6 if run.sampling.init == "anchor" else 5
+    copies = 14 if isinstance(run.solver, UniPC) else copies
+    anchors = 3 if is_guided and run.trainer.guidance_batch else 1
+    channels, frames, *_ = latent = counts.stage_latent(run)
+    anchor = channels * frames * math.prod(length // run.codec.factor for length in run.scale.anchor_size)
+    return 4 * (copies * math.prod(latent) + anchors * anchor)
 
 
 def text_encoding(run: Run) -> Moment:

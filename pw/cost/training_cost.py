@@ -140,7 +140,9 @@ def update_flops(run: Run) -> tuple[Flops, Flops]:
     `linear`. With `train.sizes`, F is the mean over the sizes. Low-rank adapters add theirs to every forward.
     """
     sizes, forwards = run.train.sizes or (1.0,), 4 if run.train.checkpoint_activations else 3
-    forward = sum((counts.stage_flops(run, size) for size in sizes), start=Flops()) * (1 / len(sizes))
+    per_token = counts.has_timestep_per_token(run)
+    of_sizes = (counts.stage_flops(run, size, timestep_per_token=per_token) for size in sizes)
+    forward = sum(of_sizes, start=Flops()) * (1 / len(sizes))
     flow = forward * forwards
     if run.train.trainable != "all":
         flow = replace(flow, linear=flow.linear - forward.linear)
@@ -249,6 +251,9 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
         saved = counts.saved_block_bytes(backbone, length, precision, train.trainable) + adapters
         saved *= backbone.num_layers
         forward = backward = 20.4 * length * backbone.width  # embeddings, output head and their gradients, fp32
+    timesteps = 0.0
+    if counts.has_timestep_per_token(run):
+        timesteps = counts.timestep_bytes(backbone, length, precision, checkpoint=train.checkpoint_activations)
     clip = 12 * train.batch_size * run.scale.frames * math.prod(run.scale.size) if reads_pixels(run) else 0
 
     def parts(working_set: float, cast: float) -> list[Part]:
@@ -257,6 +262,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
             Part("working set", working_set, "fake tensors"),
             Part("all tokens", counts.unshared_bytes(backbone, total_tokens, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
+            Part("timesteps", timesteps, "fake tensors"),
             Part("attention mask", train.batch_size * counts.mask_bytes(run, context), "assumed"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),  # the clip in fp32

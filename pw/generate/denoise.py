@@ -188,7 +188,8 @@ def _denoise_one(task: Task, stage: Denoising, net: Backbone, windows: list[Prom
     elif len(windows) == 1:
         latents = integrate(run, net, noise, *conditions, tick)
     else:
-        latents = integrate(run, joint_windows(task, net, windows, tick), noise, *conditions)
+        joint = joint_windows(task, net, windows, tick)
+        latents = integrate(run, joint, noise, *conditions, resized=joint.resized)
     metadata = task.record(stage.part, prompt, start)
     for window, latent in zip(windows, latents.split(1), strict=True):
         if task.writes:

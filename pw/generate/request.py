@@ -16,6 +16,7 @@ from pw.generate.stage_runs import (
     check_decoder,
     check_memory,
     check_processes,
+    check_windows,
     has_own_codec,
     hires_run,
     split_overrides,
@@ -369,6 +370,8 @@ def make_request(
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     check_writable("out", out)
     source = None if file is None else file.source(hires, options.lossless)
+    if source is not None:
+        check_windows(hires, source)
     if source is not None and len(source.windows) > 1 and isinstance(hires.solver, JumpAndRenoise):
         raise ConfigError(
             f"video={options.video}: its {len(source.windows)} windows would not agree in the fresh noise of "

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from pw.generate.estimate import describe, threads_of
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, check_text, make_request, named_prompts
+from pw.generate.stage_runs import has_own_codec
 from pw.generate.video_server import QueueFullError, RequestedVideo, VideoServer
 from pw.io.arguments import Command, ConfigError, number, option, parse
 from pw.io.host import check_port
@@ -140,7 +141,13 @@ def make_template(options: ServeOptions, announce: Callable[[GenerationRequest],
     for word in options.overrides:
         if word.partition("=")[0] in NOT_HERE:
             raise ConfigError(f"{word}: requests bring the prompts; leave it out, or call pw generate")
-    template = make_request(parse(GenerateOptions, [*options.overrides, "prompt=any"]), announce)
+    generation = parse(GenerateOptions, [*options.overrides, "prompt=any"])
+    if has_own_codec(generation.video, generation.weights, generation.overrides):
+        raise ConfigError(
+            f"video={generation.video}: the networks of scale=tiny and small take no prompts, which requests bring; "
+            "call pw generate, or set weights=random"
+        )
+    template = make_request(generation, announce)
     if template.is_split:
         raise ConfigError("trainer=fsdp: pw serve uses one device; start one on each GPU, with a port= of its own")
     return template

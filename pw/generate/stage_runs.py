@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pw.io.arguments import ConfigError
 from pw.io.files import human_size, parse_json
@@ -15,6 +16,9 @@ from pw.parallel.team import current_place
 from pw.run.build import Run, build
 from pw.run.compose import compose_run, override_key
 from pw.train.record import WEIGHTS, weights_of, written_overrides
+
+if TYPE_CHECKING:
+    from pw.generate.source_video import SourceVideo
 
 # groups whose overrides for stage II also apply to stage I
 SHARED_GROUPS = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
@@ -260,3 +264,22 @@ def check_memory(hires: Run, anchor: Run | None) -> None:
             f"trainer.offload=group: {human_size(need)} of CPU memory are needed, {human_size(free)} are free; {remedy}"
         )
     check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())
+
+
+def check_windows(run: Run, source: SourceVideo) -> None:
+    """Raises ConfigError, with the length that fits, if CPU memory is too small for all windows of a video."""
+    processes = run.trainer.processes
+    if processes > 1 and current_place(run.trainer) is not None:  # what started them has checked for all
+        return
+    from pw.cost.generation_cost import waiting_bytes, window_bytes
+
+    count, window = len(source.windows), processes * window_bytes(run)
+    free = free_memory() - processes * waiting_bytes(run)
+    if count == 1 or count * window <= free:
+        return
+    fitting = max(1, int(free // window))
+    seconds = (source.first_frame(fitting - 1) + source.window_frames) / source.fps
+    raise ConfigError(
+        f"video={source.path}: the latents of its {count} windows need {human_size(count * window)} of CPU memory, "
+        f"{human_size(max(0, free))} are free; cut it to {seconds:.0f} s"
+    )

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from pw.io.files import write_tensors
 from pw.nn.backbone import Backbone
+from pw.stages.velocity import resized
 
 
 @dataclass
 class JointWindows:
     """A network for the windows of a video, a batch on the CPU [W, C, F, h, w] of which each is evaluated alone.
 
-    What two windows share has one state, since they begin with the same noise (`share_noise`), and one velocity: their
-    mean, whose weight changes linearly from one window to the other at every step, as in MultiDiffusion
-    (arXiv 2302.08113). The batch can hold several branches of guidance, one after the other.
+    What two windows share has one state, since they begin with the same noise (`share_noise`) and, where they begin
+    from their anchors, with the mean of these (`resized`); and one velocity: their mean, whose weight changes linearly
+    from one window to the other at every step, as in MultiDiffusion (arXiv 2302.08113). The batch can hold several
+    branches of guidance, one after the other.
 
     shared         latent frames of the beginning of each window that are the end of the one before; 0 of the first
     is_whole       whether the first shared latent frame encodes the same frames in both; if not, it is not shared
@@ -51,6 +53,13 @@ class JointWindows:
         for branch in velocities.split(windows):
             blend(branch, self.shared, self.is_whole)
         return velocities
+
+    def resized(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of all windows, at another size (rows, columns) and agreed: what a state begins from, where it is not noise
+        alone. Each window's anchor is encoded by itself, so the frames that two share differ."""
+        agreed = resized(latents, size).clone()
+        blend(agreed, self.shared, self.is_whole)
+        return agreed
 
     def _evaluated(self, index: int, *inputs: Tensor) -> Tensor:
         from pw.generate.output import load_latent

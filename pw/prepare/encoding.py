@@ -49,6 +49,11 @@ class LatentsOptions:
         for override in self.overrides:
             if override.startswith("data="):
                 raise ConfigError(f"{override}: clips are read from urls=DIR here")
+            if override.startswith("data.bucket_weights="):
+                raise ConfigError(
+                    f"{override}: every clip is encoded once, whatever its bucket weighs; give it to the training "
+                    "(`pw train data=latents`)"
+                )
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,12 @@ class Run:
         return _recipe_run(self.anchor_recipe, self, "anchors", f"sampling.count={self.sampling.count}")
 
     @cached_property
-    def solution(self) -> Run:
+    def solution(self) -> Run | None:
         """The many-step solution from the same weights and noise, the reference for few steps. Where the run is guided
-        in some steps, or by its training, it is guided in all."""
+        in some steps, or by its training, it is guided in all. None where the run takes as many steps itself, or jumps
+        to data alone were trained, and no step that a solution is made of."""
+        if self.sampling.num_steps >= self.sampling.solution_steps or self.objective.jumps_to_data == "only":
+            return None
         changes: dict[str, Any] = dict.fromkeys(("shift", "timesteps", "sizes"))
         changes |= {"num_steps": self.sampling.solution_steps, "stride": "zero", "grid": "uniform", "init": "noise"}
         if self.sampling.init == "anchor":  # whose grid began below pure noise

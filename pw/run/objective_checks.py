@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 from pw.io.arguments import ConfigError
 from pw.method.mean_flow import MeanFlow
 from pw.method.solver import JumpAndRenoise
+from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
 
 if TYPE_CHECKING:
     from pw.run.build import Run
 
 PLAIN_TOKENS = 8192  # of a clip, above which plain attention, which stores the scores of all pairs, is too large
+# key of the objective -> (key, its value) with which it has no effect, and one with which it has
+UNUSED = {
+    "step": ("derivative", "exact", "difference"),
+    "constant": ("power", 0, 1),
+    "huber": ("distance", "squared", "pseudo_huber"),
+    "updates": ("doublings", 0, 4),
+}
 BF16_STEP = 0.005  # of a difference, below which it is the rounding of bf16  (D119)
 
 
@@ -34,6 +42,7 @@ def check_objective(run: Run) -> None:
             )
     with as_config_error():
         run.objective.check(run.schedule)
+    _check_used(run)
     if run.sampling.stride == "grid" and not run.objective.trains_strides:
         raise ConfigError(
             f"sampling.stride=grid: objective={run.config.choices['objective']} never trained a stride, its samples "
@@ -46,7 +55,7 @@ def _check_solver(run: Run) -> None:
     """A solver of jumps to data has an objective that trains them, and an objective of jumps alone such a solver."""
     objective, solver = (f"{group}={run.config.choices[group]}" for group in ("objective", "solver"))
     if not isinstance(run.solver, JumpAndRenoise):
-        if run.objective.jumps_to_data == "only" and run.feeds_strides():
+        if run.objective.jumps_to_data == "only":
             raise ConfigError(
                 f"{solver}: takes steps from timestep to timestep, {objective} trains jumps to data alone; set "
                 "solver=consistency, or objective=shortcut or meanflow"
@@ -68,6 +77,17 @@ def _check_solver(run: Run) -> None:
             raise ConfigError(
                 f"sampling.{key}={words}: {solver} draws its fresh noise from the initial noise alone; leave it out, "
                 "or set solver=euler with objective=meanflow or shortcut"
+            )
+
+
+def _check_used(run: Run) -> None:
+    """What is typed for the objective has an effect."""
+    objective, typed = vars(run.objective), {override_key(override): override for override in run.config.overrides}
+    for name, (switch, idle, other) in UNUSED.items():
+        if objective.get(switch) == idle and (override := typed.get(f"objective.{name}")):
+            raise ConfigError(
+                f"{override}: has no effect with objective.{switch}={idle}; leave it out, or set "
+                f"objective.{switch}={other}"
             )
 
 

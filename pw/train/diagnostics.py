@@ -4,8 +4,11 @@
     train/ema_distance               |ema - net| / |net|, of the weights that are trained
     train/flow_error/t250-500        squared error of the flow velocity, before weights, by the timestep of a clip
     train/rung_error/k2              the same of the shortcut velocity, by rung: stride = timestep / 2^k
-    held_out/flow_error/t250-500     on held-out clips with fixed noise (`pw.train.held_out`)
-    gate/t250-500                    mean alpha of the injector's gate there, at stride 0
+    train/mean_velocity_error/t250-500  the same of MeanFlow's mean velocity, by the timestep where its step begins
+    train/jump_error/t250-500        of consistency training: squared distance of the landings from two neighbours
+    held_out/flow_error/t250-500     on held-out clips with fixed noise (`pw.train.held_out`); where jumps alone are
+                                     trained `held_out/jump_error`: squared distance of the landing from the clip
+    gate/t250-500                    mean alpha of the injector's gate there, at stride 0, or that of the jump
     system/clips_per_second          without the time of all this
     system/memory_gb                 peak of this process: of its GPU, or of its CPU memory
 
@@ -36,6 +39,7 @@ from pw.tracking.curves import SAMPLES
 from pw.train.held_out import BINS, HeldOut, bin_name, held_out, held_out_errors, timestep_bin, write_samples
 
 RUNGS = 16  # more than any ladder has
+BY_TIMESTEP = ("flow_error", "mean_velocity_error", "jump_error")
 
 
 class Diagnostics(L.Callback):
@@ -122,7 +126,7 @@ class Diagnostics(L.Callback):
 
     def _training_errors(self) -> dict[str, float]:
         """The mean errors since the last line, over all processes."""
-        names = [f"train/flow_error/{bin_name(i)}" for i in range(BINS)]
+        names = [f"train/{name}/{bin_name(i)}" for name in BY_TIMESTEP for i in range(BINS)]
         names += [f"train/rung_error/k{k}" for k in range(RUNGS)]
         places, errors = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
         if self.losses:
@@ -146,10 +150,10 @@ class Diagnostics(L.Callback):
         is_counted = torch.tensor([share.rank + turn * share.processes < len(clips) for turn in range(turns)])
         is_counted &= trainer.context == 1 or self.team.place.rank % trainer.context == 0
         places = timestep_bin(clips.sigma[indices])[is_counted]
-        names = [f"held_out/flow_error/{bin_name(i)}" for i in range(BINS)]
-        values = self._means(names, places, errors[is_counted])
+        name = f"held_out/{'jump' if self.run.objective.jumps_to_data == 'only' else 'flow'}_error"
+        values = self._means([f"{name}/{bin_name(i)}" for i in range(BINS)], places, errors[is_counted])
         if values:
-            values["held_out/flow_error"] = sum(values.values()) / len(values)
+            values[name] = sum(values.values()) / len(values)
         if gates:
             alphas = torch.stack([gates[index] for index in indices]).double()[is_counted]
             values |= self._means([f"gate/{bin_name(i)}" for i in range(BINS)], places, alphas)
@@ -164,12 +168,16 @@ class Diagnostics(L.Callback):
 
 
 def _place(loss: Loss, run: Run) -> Tensor:
-    """[B]: the bin of each clip's timestep in a flow loss; BINS + its rung in a consistency loss."""
+    """[B]: the place of each clip's error among those by timestep, or after them that of its rung."""
     assert loss.timestep is not None
     assert loss.stride is not None
-    if loss.term == "flow":
-        return timestep_bin(run.schedule.sigma(loss.timestep.cpu()))
-    return BINS + torch.log2(loss.timestep.cpu() / loss.stride.cpu()).round().long().clamp(0, RUNGS - 1)
+    is_jump = loss.term == "consistency" and run.objective.jumps_to_data == "only"
+    if is_jump or loss.term != "consistency":
+        name = {"flow": "flow_error", "meanflow": "mean_velocity_error", "consistency": "jump_error"}[loss.term]
+        return BINS * BY_TIMESTEP.index(name) + timestep_bin(run.schedule.sigma(loss.timestep.cpu()))
+    return BINS * len(BY_TIMESTEP) + torch.log2(loss.timestep.cpu() / loss.stride.cpu()).round().long().clamp(
+        0, RUNGS - 1
+    )
 
 
 def _clear_caches(module: Any) -> None:

@@ -111,11 +111,13 @@ def _clips(run: Run, count: int) -> list[Batch]:
 
 @torch.no_grad()
 def held_out_errors(module: Any, clips: HeldOut, indices: Sequence[int], size: int) -> tuple[Tensor, dict[int, Tensor]]:
-    """Squared errors of the flow velocity at stride 0, [len(indices)], and clip -> mean of its gate alpha.
+    """Squared errors of the flow velocity at stride 0, [len(indices)], and clip -> mean of its gate alpha. Where jumps
+    to data alone are trained, of the data where the jump lands: sigma^2 times that of the velocity of its stride.
 
     size  clips that are evaluated at once
     """
     errors, gates, gate = [], {}, getattr(module.net.injector, "gate", None)
+    jumps = module.run.objective.jumps_to_data == "only"
     outputs: list[Tensor] = []
     hook = gate.register_forward_hook(lambda _, inputs, output: outputs.append(output)) if gate is not None else None
     try:
@@ -124,14 +126,16 @@ def held_out_errors(module: Any, clips: HeldOut, indices: Sequence[int], size: i
             data, condition, noise, sigma = clips.batch(part, module.device)
             timestep = module.run.schedule.timestep(sigma)
             state = path.state(data, noise, sigma)
-            velocity = module.velocity(module.net, condition)(state, timestep, torch.zeros_like(timestep))
-            errors.append(squared_error(velocity, path.velocity(data, noise)).cpu())
+            stride = timestep if jumps else torch.zeros_like(timestep)
+            velocity = module.velocity(module.net, condition)(state, timestep, stride)
+            error = squared_error(velocity, path.velocity(data, noise)).cpu().double()
+            errors.append(sigma**2 * error if jumps else error)
             if outputs:
                 gates |= dict(zip(part, outputs.pop().float().flatten(1).mean(1).cpu(), strict=True))
     finally:
         if hook is not None:
             hook.remove()
-    return torch.cat(errors).double(), gates
+    return torch.cat(errors), gates
 
 
 @torch.no_grad()

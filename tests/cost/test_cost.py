@@ -49,22 +49,25 @@ from pw.cost.counts import (
     stage_latent,
     stride_embedding_parameters,
     text_encoder_parameters,
+    timestep_bytes,
     tokens,
     transformer_parameters,
     unshared_bytes,
     weight_bytes,
 )
 from pw.cost.counts import evaluations as planned_evaluations
-from pw.cost.generation_cost import denoising, generation_cost, waiting_bytes
+from pw.cost.generation_cost import denoising, generation_cost, waiting_bytes, window_bytes
 from pw.cost.lora_cost import lora_flops, lora_parameters, lora_saved_bytes
 from pw.cost.rates import uniform_rates
 from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments, update_flops
+from pw.generate.windows import JointWindows
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.lora import add_lora, train_lora
 from pw.nn.placement import store_in_fp8
 from pw.nn.tiny_decoder import TinyDecoder
 from pw.run.build import Run, build
+from pw.stages.velocity import Condition, integrate
 
 AT_400 = uniform_rates(400)
 GATES = [
@@ -169,6 +172,7 @@ def alive(
     checkpoint: bool = True,
     grid: tuple[int, int, int] = (8, 64, 64),
     context: int = 1,
+    clean_frames: int | None = None,
 ) -> int:
     """Peak of the real network's activations: of a forward, or with `train` of a forward and backward."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -187,6 +191,8 @@ def alive(
             if not any(part in name for part in fp32_modules):
                 parameter.data = parameter.data.to(dtype)
         arguments = inputs(choice, injector, grid, dtype)
+        if clean_frames is not None:
+            arguments["clean_frames"] = torch.full((1,), clean_frames)
         existing = [*net.parameters(), *net.buffers(), *(t for t in arguments.values() if t is not None)]
         counter = Alive(iter(existing))
         if train is None:
@@ -306,6 +312,27 @@ class TestFlops:
         length = tokens((48, *grid), choice.patch_size)
         counted = forward_flops(choice, length, choice.text_tokens, injector)
         assert counted.total == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+    def test_with_a_timestep_for_each_token_are_those_of_torchs_counter(self) -> None:
+        choice, grid = small(), (2, 4, 6)
+        arguments = inputs(choice, None, grid, torch.float32)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            net = Backbone(choice, None)
+            arguments = {name: value if value is None else value.to("meta") for name, value in arguments.items()}
+            net(**arguments, clean_frames=torch.ones(1, dtype=torch.long))
+        length = tokens((48, *grid), choice.patch_size)
+        counted = forward_flops(choice, length, choice.text_tokens, None, timesteps=length)
+        assert counted.total == pytest.approx(counter.get_total_flops(), rel=1e-3)
+        assert counted.total > 1.05 * forward_flops(choice, length, choice.text_tokens).total
+
+    def test_of_a_training_count_its_timesteps_where_a_first_frame_may_be_given(self) -> None:
+        """A token's timestep costs 2 (256 D + 7 D^2), and a second stride 2 (256 D + D^2), four times in an update."""
+        words = ("scale=2k", "objective=flow")
+        for stage, extra in (("anchor", 3_471 * (256 * 3072 + 7 * 3072**2) + 256 * 3072 + 3072**2), ("hires", 0)):
+            plain, shared = (
+                update_flops(run(*words, f"stage={stage}", *more))[0] for more in ((), ("train.image_share=0.1",))
+            )
+            assert shared.total - plain.total == pytest.approx(4 * 2 * extra, rel=1e-9)
 
     @pytest.mark.parametrize(
         ("name", "total", "linear", "attention"),
@@ -539,6 +566,33 @@ class TestMemory:
         # the injector's norms are fp32 in training (autocast) and bf16 here: up to 4 L D b too much
         assert -0.03 < planned / measured - 1 < 0.12
 
+    @pytest.mark.parametrize("trainable", ["all", "adapters"])
+    @pytest.mark.parametrize("checkpoint", [True, False])
+    @pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, "bf16"), (torch.float32, "fp32")])
+    def test_of_a_timestep_for_each_token_are_those_of_the_module(
+        self, trainable: str, checkpoint: bool, dtype: torch.dtype, precision: Precision
+    ) -> None:
+        choice, grid = options.Wan((1, 2, 2), 2, 96, 48, 896, 3, 32, 4, 64, 64), (4, 32, 32)
+        measured = [
+            alive(choice, None, dtype, train=trainable, checkpoint=checkpoint, grid=grid, clean_frames=count)
+            for count in (None, 1)
+        ]
+        planned = timestep_bytes(choice, 4 * 16 * 16, precision, checkpoint=checkpoint)
+        assert -0.02 < planned / (measured[1] - measured[0]) - 1 < (0.02 if trainable == "all" else 0.25)
+
+    def test_of_a_training_have_its_timesteps_where_a_first_frame_may_be_given(self) -> None:
+        words = ("scale=2k", "objective=flow")
+        for stage, extra in (("anchor", 3_472 * (3072 * (28 + 32 + 14) + 4 * 256)), ("hires", 0)):
+            plain, shared = (
+                next(
+                    moment.bytes
+                    for moment in training_moments(run(*words, f"stage={stage}", *more))
+                    if moment.name == "backward"
+                )
+                for more in ((), ("train.image_share=0.1",))
+            )
+            assert shared - plain == pytest.approx(extra)
+
     @pytest.mark.parametrize("targets", [options.Lora.TARGETS, ("to_q",), ("ffn.net.2",)])
     def test_of_low_rank_adapters_is_that_of_the_module(self, targets: tuple[str, ...]) -> None:
         choice, length = options.Wan((1, 2, 2), 2, 96, 48, 896, 4, 32, 4, 64, 64), 8 * 32 * 32
@@ -716,6 +770,29 @@ class TestAGeneration:
             words = ("scale=2k", f"trainer.guidance_batch={batch}")
             plain, rounded = (denoising(run(*words, *more), "bf16") for more in ((), ("trainer.storage=fp8",)))
             assert rounded.seconds(AT_400) - plain.seconds(AT_400) == pytest.approx(calls * 0.0294, rel=0.005)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "guidance=off",
+            "guidance=on",
+            "guidance=on trainer.guidance_batch=true",
+            "guidance=off sampling.init=anchor sampling.timesteps=[800,600,400,200]",
+            "guidance=on objective=flow solver=unipc",
+        ],
+    )
+    def test_of_a_long_video_has_the_latents_of_its_windows_in_cpu_memory(self, words: str) -> None:
+        scale = "scale=2k scale.frames=5 scale.height=128 scale.width=192 scale.anchor_height=64 scale.anchor_width=96"
+        planned, count = run(*scale.split(), "sampling.shift=null", "sampling.start=1", *words.split()), 24
+        noise, anchor = torch.zeros(count, *stage_latent(planned)), torch.zeros(count, 48, 2, 4, 6)
+        net: Any = lambda state, *_, **__: torch.zeros_like(state)  # noqa: E731
+        joint = JointWindows(net, "cpu", [0, *[1] * (count - 1)], False, lambda: None, None, False)
+        conditions = [Condition(torch.zeros(1, 1, 1), anchor) for _ in range(2)]
+        counter = Alive(iter([noise, anchor, *(condition.text for condition in conditions)]))
+        with counter:
+            integrate(planned, joint, noise, *conditions, resized=joint.resized)
+        measured = counter.peak + noise.nbytes + anchor.nbytes
+        assert 0.99 < count * window_bytes(planned) / measured < 1.1  # one window more is on the device
 
     def test_at_4k_needs_no_more_than_the_target_of_45_gb(self) -> None:
         planned = generation_cost(run("scale=4k"), run("scale=4k", "stage=anchor"))

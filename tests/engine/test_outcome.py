@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ def test_a_training_that_did_not_note_its_costs_has_none(plan: Plan):
     write_mark(marks(plan)["training"], {"signature": "0", "updates": 3}, [])
     cost = make_table(plan, all_jobs(plan)[1], {})["arms"][0]["cost"]
     assert (cost["updates"], cost["train_flops"]) == (3, None)
+
+
+def test_an_arm_of_jumps_alone_has_no_gap_to_a_solution_and_the_table_says_why(tmp_path: Path) -> None:
+    plan = make_plan(parse(["name=few_step", "arms=flow,consistency", "seeds=1", f"outputs={tmp_path}"]))
+    plan = replace(plan, ablation=replace(plan.ablation, metrics=("psd", "solution_gap")))
+    rows = all_jobs(plan)[1]
+    has_gap = {row.name: "solution_gap" in row.job.score["metrics"] for row in rows}
+    assert has_gap == {
+        **{"floor": False, "ceiling": False},
+        **{f"{arm}@{steps}": arm == "flow" for arm in ("flow", "consistency") for steps in (1, 2, 4, 8)},
+    }
+    for row in rows:
+        contract = {"arm": row.name, "metrics": protocols(["psd"])}
+        write_mark(Path(row.job.score["out"]) / "scores.json", {"metrics": {"psd": 1.0}, "contract": contract}, [])
+    arms = ", ".join(f"consistency@{steps}" for steps in (1, 2, 4, 8))
+    reason = f"no many-step solution of {arms}: only jumps to data are trained, no steps of a grid"
+    assert reason in make_table(plan, rows, {})["notes"]
 
 
 @pytest.mark.parametrize("text", ['{"settings": [', '{"contract": [1]}'])

@@ -168,11 +168,11 @@ class TestEveryAblation:
             assert (("ceiling", seed) in rows) == (ceiling.num_steps < ceiling.solution_steps)
         job_keys = {job.key for job in jobs}
         for arm, seed, run in plan.runs():
-            if run.sampling.num_steps < run.sampling.solution_steps:
+            if run.solution is not None:
                 solution = f"sample:{run.solution.sample_signature(seed)}"
                 # the ceiling's solution is that of every arm with the same weights, and of all clips
                 ceilings = plan.ceiling.runs[seed].solution
-                is_ceilings = run.solution.sample_signature(seed) == ceilings.sample_signature(seed)
+                is_ceilings = ceilings and run.solution.sample_signature(seed) == ceilings.sample_signature(seed)
                 assert (f"{solution}:{run.sampling.count}" in job_keys) == is_ceilings, arm.name
                 if not is_ceilings:
                     assert (f"{solution}:{run.sampling.solution_clips}" in job_keys) == asks_for_solutions(plan), (

@@ -219,6 +219,8 @@ class TestAPlan:
         assert trainings["full@euler"] == trainings["full@base"] != trainings["full@louder"]
         assert runs["full@euler"].signature != runs["full@base"].signature
         here = next(arm.first for arm in plan_of(outputs).arms if arm.name == "full")  # the same code as base
+        assert runs["full@base"].solution is not None
+        assert here.solution is not None
         assert (runs["full@base"].signature, runs["full@base"].solution.signature) == (
             here.signature,
             here.solution.signature,

@@ -12,13 +12,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from diffusers import WanTransformer3DModel
+from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pw.generate.pipeline import generate
@@ -27,7 +29,7 @@ from pw.generate.serve import ServeOptions, VideoQueue, listening, main, make_te
 from pw.generate.video_server import VideoServer
 from pw.io.arguments import parse
 from pw.io.paths import ROOT
-from pw.io.video import read_video
+from pw.io.video import read_video, write_video
 
 SIZE = (
     *("scale=tiny", "scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),
@@ -66,8 +68,8 @@ def words(pipeline: tuple[Path, Any], tmp_path: Path) -> list[str]:
     return [*SIZE, f"weights={pipeline[0]}", f"out={tmp_path / 'out'}"]
 
 
-@pytest.fixture
-def url(words: list[str]) -> Iterator[str]:
+@contextmanager
+def serving(words: Sequence[str]) -> Iterator[str]:
     """The address of a server whose queue is worked on."""
     template = make_template(parse(ServeOptions, words), lambda request: None)
     videos = VideoQueue(template)
@@ -76,6 +78,12 @@ def url(words: list[str]) -> Iterator[str]:
         threading.Thread(target=videos.work, daemon=True).start()
         yield server.url
     assert not (template.out / "serve.json").exists()
+
+
+@pytest.fixture
+def url(words: list[str]) -> Iterator[str]:
+    with serving(words) as address:
+        yield address
 
 
 class TestAPrompt:
@@ -118,6 +126,26 @@ class TestAPrompt:
         assert finished(url, first)["state"] == "done"
         assert len(ask(f"{url}videos")[1]) == 2
 
+    @pytest.mark.parametrize(("key", "name", "frames"), [("video", "a.mkv", 7), ("image", "a.png", 5)])
+    def test_becomes_a_video_from_the_file_of_the_call(
+        self, words: list[str], tmp_path: Path, key: str, name: str, frames: int
+    ) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 96, 3), np.uint8)
+        write_video(tmp_path / "a.mkv", pixels, 8)
+        Image.fromarray(pixels[0]).save(tmp_path / "a.png")
+        words = [*words, f"{key}={tmp_path / name}"]
+        if key == "video":  # there is no stage I
+            words = [word for word in words if not word.startswith("anchor.")]
+        with serving(words) as url:
+            states = [finished(url, ask(f"{url}videos", {"prompt": text})[1]) for text in ("a heron", "a fox")]
+            assert [(state["state"], state["error"]) for state in states] == [("done", "")] * 2
+            status, video = ask(f"{url}videos/{states[1]['id']}/file")
+        assert status == 200
+        (tmp_path / "fox.mkv").write_bytes(video)
+        [path] = generate(make_request(parse(GenerateOptions, [*words, f"out={tmp_path / 'other'}", "prompt=a fox"])))
+        assert (path.stem, len(read_video(path))) == (states[1]["id"], frames)
+        assert np.array_equal(read_video(tmp_path / "fox.mkv"), read_video(path))
+
     def test_that_fails_says_why_and_can_be_posted_again(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr("shutil.disk_usage", lambda path: __import__("shutil")._ntuple_diskusage(10, 9, 1))
@@ -137,6 +165,8 @@ class TestARequest:
             (b"{", 400, ""),
             (b"\xff", 400, ""),
             ({"prompt": "a", "steps": 3}, 400, "steps: is no field of a request"),
+            ({"prompt": "a", "video": "a.mkv"}, 400, "video: is no field of a request, which has prompt and seed"),
+            ({"prompt": "a", "image": "a.png"}, 400, "image: is no field of a request, which has prompt and seed"),
             ({"prompt": "a", "seed": "3"}, 400, "seed='3': expected a whole number"),
             ({"prompt": "a", "seed": -1}, 400, "seed=-1: a whole number from 0"),
             ({"prompt": " "}, 400, "is empty: write a text prompt"),
@@ -180,6 +210,13 @@ class TestTheCommand:
     ) -> None:
         assert main([*words, *word.split()]) == 2
         assert message in capsys.readouterr().err
+
+    def test_without_texts_is_told_that_there_is_nothing_to_post(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_video(tmp_path / "a.mkv", np.zeros((3, 24, 24, 3), np.uint8), 8)
+        assert main(["scale=tiny", f"video={tmp_path / 'a.mkv'}", f"out={tmp_path / 'out'}"]) == 2
+        assert f"video={tmp_path / 'a.mkv'}: the networks of scale=tiny and small take no" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_serves_until_a_signal_and_ends_cleanly(self, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -183,6 +184,25 @@ class TestALongVideo:
         manifest = json.loads(path.with_suffix(".mkv.json").read_text())
         assert manifest["video"]["windows"] == [0, 4, 12]
 
+    @pytest.mark.parametrize("words", [(), ("sampling.init=anchor", "sampling.timesteps=[800,600]")])
+    def test_has_one_latent_where_windows_meet_whatever_they_begin_from(
+        self, call: Any, tmp_path: Path, words: Any
+    ) -> None:
+        """Each window's anchor is encoded by itself; a state from it, noised, would differ in what two share."""
+        write_video(tmp_path / "a.mkv", grey(13), 8)
+        request = call(tmp_path / "a.mkv", "frames=9", *words)
+
+        def stop(what: str, share: float, part: float) -> None:
+            if what == "loading the VAE":
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            generate(request, stop)
+        windows = request.windows(request.prompts[0])
+        assert [request.source.shared_latents(n) for n in range(len(windows))] == [0, 2]
+        before, after = (load_file(request.latent_file(window))["latent"] for window in windows)
+        assert torch.equal(before[:, :, -1], after[:, :, 1])
+
     @pytest.mark.parametrize("at", [2, 5])
     def test_that_was_stopped_goes_on_at_the_next_evaluation(self, call: Any, tmp_path: Path, at: int) -> None:
         write_video(tmp_path / "a.mkv", grey(20), 8)
@@ -337,6 +357,19 @@ class TestAWrongCall:
         words = [word.replace("TEXT", str(tmp_path / "text.mp4")) for word in words]
         with pytest.raises(ValueError, match=message):
             call(tmp_path / "a.mkv", *words)
+
+    def test_of_a_video_that_is_too_long_for_the_memory_is_told_how_much_fits(
+        self, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At tiny a window has 48 x 3 x 6 x 6 numbers of latent, 5 times, and of 3 x 3 of anchor: 108,864 bytes."""
+        write_video(tmp_path / "a.mkv", grey(21), 8)
+        source = own(tmp_path / "a.mkv").source
+        assert (len(source.windows), source.first_frame(3) + source.window_frames) == (10, 9)
+        memory = psutil.virtual_memory()
+        monkeypatch.setattr("psutil.virtual_memory", lambda: memory._replace(available=4 * 108_864 + 1))
+        words = r"a\.mkv: the latents of its 10 windows need 1\.1 MB of CPU memory, 435\.5 kB are free; cut it to 1 s"
+        with pytest.raises(ValueError, match=words):
+            own(tmp_path / "a.mkv")
 
     def test_of_a_network_without_text_with_a_prompt_is_told(self, own: Any, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mkv", grey(5), 8)

@@ -300,6 +300,7 @@ WRONG = [
     ("codec.channels=8 backbone.in_channels=8", ["codec.channels=8", "have 4"]),
     ("out=", ["out=: is empty; give it a value"]),
     ("data=procedural", ["data=procedural: clips are read from urls=DIR"]),
+    ("data.bucket_weights=[3,1]", ["data.bucket_weights=[3,1]", "encoded once", "pw train data=latents"]),
     ("out=/proc/latents", ["out=/proc/latents", "cannot be written"]),
     ("backbone.text_tokens=1000000000", ["backbone.text_tokens=1000000000", "from 1 to 65536"]),
 ]

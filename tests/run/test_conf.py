@@ -103,25 +103,28 @@ class TestEveryOption:
         objective = {"unipc": ["objective=flow", "solver.order=3"], "consistency": ["objective=meanflow"]}
         choices = objective.get(solver, ["objective=flow"])
         solution = run_of(f"solver={solver}", *choices).solution
+        assert solution is not None
         assert solution.config.choices["solver"] == "euler"
         assert solution.sampling.num_steps == 48
         assert solution.training_signature == run_of(choices[0]).training_signature
 
-    def test_of_consistency_training_chooses_its_solver_and_its_solution_does_not(self) -> None:
+    def test_of_consistency_training_chooses_its_solver_and_has_no_solution(self) -> None:
         run = run_of("objective=consistency")
-        assert (run.config.choices["solver"], run.solution.config.choices["solver"]) == ("consistency", "euler")
+        assert (run.config.choices["solver"], run.solution) == ("consistency", None)
         assert vars(run.objective)["updates"] == run.train.updates
         assert vars(run_of("objective=consistency", "train.updates=40").objective)["updates"] == 40
 
     def test_of_baked_guidance_is_held_against_a_solution_with_that_guidance(self) -> None:
         """At stride 0, where solutions are computed, the network has the velocity of flow matching: not guided."""
         run = run_of(*BAKED.split(), "target.guidance=finest")
+        assert run.solution is not None
         assert run.solution.guidance == Guidance(scale=3, drop="text_and_anchor", first_steps=None)
         assert run.solution.training_signature == run.training_signature
 
     def test_of_a_start_from_the_anchor_is_held_against_a_solution_from_pure_noise(self) -> None:
         run = run_of("objective=flow", "sampling.init=anchor", "sampling.start=0.8")
         assert run.grid()[0] < 950
+        assert run.solution is not None
         assert (run.solution.sampling.init, run.solution.grid()[0]) == ("noise", 1000)
 
     def test_of_the_trainer_holds_for_the_start_too(self) -> None:
@@ -634,6 +637,23 @@ WRONG = [
     ("objective=consistency sampling.stride=zero", ["sampling.stride=zero", "leave it at auto"]),
     ("objective=consistency sampling.sizes=[0.5,1,1,1]", ["sampling.sizes=[0.5, 1.0", "solver=euler"]),
     ("objective=consistency objective.doublings=7", ["objective.doublings=7", "1024 timesteps", "fewer doublings"]),
+    ("objective=consistency solver=euler sampling.stride=zero", ["solver=euler", "solver=consistency"]),
+    (
+        "objective=meanflow objective.step=3e-4",
+        ["objective.step=3e-4", "no effect with objective.derivative=exact", "set objective.derivative=difference"],
+    ),
+    (
+        "objective=meanflow objective.power=0 objective.constant=1e-2",
+        ["objective.constant=1e-2", "no effect with objective.power=0", "set objective.power=1"],
+    ),
+    (
+        "objective=consistency objective.distance=squared objective.huber=1",
+        ["objective.huber=1", "no effect with objective.distance=squared", "set objective.distance=pseudo_huber"],
+    ),
+    (
+        "objective=consistency objective.doublings=0 objective.updates=10",
+        ["objective.updates=10", "no effect with objective.doublings=0", "set objective.doublings=4"],
+    ),
     ("objective=meanflow step_sampler=aligned", ["step_sampler=aligned", "objective=meanflow does not use"]),
     ("objective=meanflow turns=none", ["turns=none", "objective=meanflow needs one"]),
     ("objective=meanflow objective.derivative=jvp", ["objective.derivative='jvp'", "exact, difference"]),

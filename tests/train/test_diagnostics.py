@@ -131,6 +131,47 @@ def test_the_held_out_loss_is_of_clips_and_noise_that_no_training_sees(followed,
     assert shown[6]["held_out/flow_error"] == pytest.approx(sum(errors) / 8, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (("objective=meanflow", "turns=bernoulli", "turns.rate=1"), "mean_velocity"),
+        (("objective=consistency",), "jump"),
+    ],
+)
+def test_the_errors_of_a_rival_are_by_timestep_under_a_name_of_their_own(objective, name: str, tmp_path: Path) -> None:
+    run = small_run(*objective, *FOLLOWED, "train.updates=1", "tracking.held_out=4")
+    module = stage_module(run)
+    module.configure_model()
+    assert run.start_run is not None
+    assert run.start_run.card is not None
+    for net in (module.net, module.ema):
+        net.load_state_dict(load_file(run.start_run.card.file), strict=False)
+    batch = next(iter(batches(run, 0)))
+    loss = module.loss(batch["clips"], batch["index"], 0).detach()
+    expected: dict[str, list[float]] = {}
+    for error, timestep in zip(loss.error, loss.timestep, strict=True):
+        quarter = min(3, int(timestep // 250))
+        bin_name = ("t000-250", "t250-500", "t500-750", "t750-1000")[quarter]
+        expected.setdefault(f"train/{name}_error/{bin_name}", []).append(float(error))
+    folder = train(run, tmp_path)
+    shown = {key: value for key, value in lines(folder)[1].items() if "_error" in key}
+    in_training = {key: value for key, value in shown.items() if key.startswith("train/")}
+    assert in_training == pytest.approx({key: sum(v) / len(v) for key, v in expected.items()}, rel=1e-4)
+    module.net.load_state_dict(load_file(folder / "online.safetensors"))
+    for i, clip in enumerate(run.source.evaluation(4, MAX_SEED).real if name == "jump" else ()):
+        draws, sigma = SeededDraws(MAX_SEED, i), (i + 0.5) / 4
+        with torch.no_grad():
+            data, condition = module.prepare(clip[None], draws)
+            timestep = torch.full((1,), 1000 * sigma, dtype=torch.float64)
+            state = (1 - sigma) * data + sigma * draws.noise(data)
+            landing = state - sigma * module.velocity(module.net, condition)(state, timestep, timestep)
+        quarter = ("t000-250", "t250-500", "t500-750", "t750-1000")[i]
+        assert shown[f"held_out/jump_error/{quarter}"] == pytest.approx(
+            float((landing - data).square().mean()), rel=1e-4
+        )
+    assert ("held_out/flow_error" in shown, "held_out/jump_error" in shown) == (name != "jump", name == "jump")
+
+
 def test_samples_are_playable_videos_of_fixed_clips_beside_the_real_ones(followed) -> None:
     files = sorted(str(path.relative_to(followed / "samples")) for path in followed.glob("samples/*/*"))
     folders = ("real", "update-000005", "update-000006")

@@ -280,9 +280,9 @@ def references_of(options: CompareOptions, folder: Folder, names: Sequence[str])
         real = real or (real_folder if real_folder.is_dir() else None)
         if run.injector is not None and structure is None:
             structure = sample_folder(run.anchor_run, outputs, folder.seed) if run.anchor_run else real
-        clips = sample_folder(run.solution, outputs, folder.seed)
-        if folder.is_sampling_known and solution is None and clips != folder.path and (clips / "done.json").exists():
-            solution = clips
+        if folder.is_sampling_known and solution is None and run.solution is not None:
+            clips = sample_folder(run.solution, outputs, folder.seed)
+            solution = clips if clips != folder.path and (clips / "done.json").exists() else None
     folders = {"real": real, "structure": structure, "solution": solution}
     measurable = [name for name in names if all(folders[need] is not None for need in lookup(name).needs)]
     return MeasureOptions(real=real, structure=structure, solution=solution, cache=options.cache), measurable

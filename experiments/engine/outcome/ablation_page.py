@@ -65,7 +65,7 @@ def clip_rows(plan: Plan) -> list[ClipRow]:
     ]
     arms = [(arm.name, stored_clips(sample_folder(arm.runs[seed], outputs, seed), "", names)) for arm in plan.arms]
     below: list[ClipRow] = []
-    if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
+    if ceiling.solution is not None:
         label = f"{ceiling.sampling.solution_steps}-step ceiling"
         below = [(label, stored_clips(sample_folder(ceiling.solution, outputs, seed), "", names))]
 

@@ -64,10 +64,8 @@ def _mark(folder: Path) -> dict[str, Any]:
 def _sampled(plan: Plan) -> Iterator[str]:
     for arm, seed, run in plan.runs():
         label = f"{arm.name} seed {seed}"
-        sampling = run.sampling
-        sampled_runs = {label: run, f"anchors of {label}": run.anchor_run}
-        if sampling.num_steps < sampling.solution_steps:
-            sampled_runs[f"{sampling.solution_steps}-step solution of {label}"] = run.solution
+        solution = f"{run.sampling.solution_steps}-step solution of {label}"
+        sampled_runs = {label: run, f"anchors of {label}": run.anchor_run, solution: run.solution}
         for name, sampled in sampled_runs.items():
             if sampled is not None:
                 mark = _mark(sample_folder(sampled, plan.options.outputs, seed))

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import paper
 from benchmarks.measure.clips import table_contract
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
-from experiments.engine.job import Row, all_jobs, probe_row
+from experiments.engine.job import Row, all_jobs, needs_solution, probe_row
 from experiments.engine.judge.vote_report import votes_of
 from experiments.engine.outcome.other_code import other_code_notes
 from experiments.engine.outcome.planned_cost import Costs, planned_costs, with_savings
@@ -247,6 +247,9 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     reference = _mark(reference_folder(run, outputs, plan.options.seeds[0]))
     floor = f"; floor: {reference['note']}" if reference.get("note") else ""  # none where only scores were adopted
     notes.append(f"{run.sampling.count} clips and new noise per seed{floor}")
+    jumps = [a.name for a in plan.arms if a.first.objective.jumps_to_data == "only" and needs_solution(plan, a)]
+    if jumps:
+        notes.append(f"no many-step solution of {', '.join(jumps)}: only jumps to data are trained, no steps of a grid")
     notes += _unreadable_notes(plan)
     notes += [*filter(None, [plan.table_note]), *plan.code_notes, *other_code_notes(plan, rows)]
     notes += adopted_notes([(job.kind, job.folder(outputs)) for job in all_jobs(plan)[0]])

@@ -127,7 +127,7 @@ def _sheet_blocks(plan: Plan) -> list[list[Row]]:
     }
     arms = {arm.name: sample_folder(arm.runs[seed], outputs, seed) for arm in plan.arms}
     solutions = {}
-    if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
+    if ceiling.solution is not None:
         solutions[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
     clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, STORED_ANCHORS, ceiling.sampling.count))]
 

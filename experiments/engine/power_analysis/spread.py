@@ -289,7 +289,7 @@ def _leave_group_out(plan: Plan, arm: Arm, seed: int, metric: Metric) -> dict[in
     run, outputs = arm.runs[seed], plan.options.outputs
     if run.text is not None:  # a video at Wan's scales takes minutes to measure
         return {}
-    solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs else None
+    solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs and run.solution else None
     request = score_request(plan, arm.name, run, sample_folder(run, outputs, seed), solution, seed)
     folders = {"video": request["videos"], **{need: request[need] for need in metric.needs}}
     try:

@@ -37,7 +37,9 @@ def by_revisions(plan: Plan) -> Plan:
     answers = []
     for version, described in zip(versions, descriptions, strict=True):
         rest = iter(described)
-        answers.append({arm.name: {seed: next(rest) for seed in arm.runs} for arm in plan.arms})
+        answers.append(
+            {arm.name: {seed: _planned(next(rest), run) for seed, run in arm.runs.items()} for arm in plan.arms}
+        )
         _check_planned(version, plan.arms, answers[-1])
     for version, other in zip(versions[1:], answers[1:], strict=True):
         _check_comparable(plan, versions[0], version, answers[0], other)
@@ -68,6 +70,12 @@ def _words(version: Revision, run: Run) -> tuple[str, ...]:
     return tuple(word for word in run.config.overrides if not (is_older and override_key(word).startswith("tracking")))
 
 
+def _planned(answer: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
+    """The answer for a run, without a many-step solution where the current code plans none."""
+    parts = answer["parts"]
+    return {**answer, "parts": {**parts, "solution": None if run.solution is None else parts["solution"]}}
+
+
 def _arms(arm: Arm, versions: Sequence[Revision], answers: Sequence[Answers]) -> Iterator[Arm]:
     """An arm by each revision, without those that are the same run as one before."""
     signatures, first = set(), None
@@ -91,7 +99,7 @@ def _arms(arm: Arm, versions: Sequence[Revision], answers: Sequence[Answers]) ->
 
 def _signatures(answers: Mapping[int, Mapping[str, Any]]) -> tuple[str, ...]:
     """What tells the runs of an arm from those of another: clips, and the many-step solution."""
-    return tuple(node["sample_signature"] for a in answers.values() for node in (a, a["parts"]["solution"]))
+    return tuple(node["sample_signature"] for a in answers.values() for node in (a, a["parts"]["solution"]) if node)
 
 
 def _check_planned(version: Revision, arms: Sequence[Arm], answers: Answers) -> None:
