@@ -33,21 +33,29 @@ def generator(*entropy: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class ProceduralClips:
-    """Endless clips of `frames` frames of `size` x `size` px, each a pure function of (seed, position).
+    """Endless clips of `frames` frames, `size` px high and `width` px wide, each a pure function of (seed, position).
 
     captions  `none`, or `texture`: the class of a clip is its caption
+    width     0: square
     """
 
     frames: int
     size: int
     captions: Literal["none", "texture"] = "none"
+    width: int = 0
     twins_share_structure: ClassVar[bool] = True  # real_b has the anchors of real
 
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise ValueError(f"data.frames={self.frames}: motion needs at least 2 frames")
-        if self.size < 2 * CELL:
-            raise ValueError(f"data.size={self.size}: needs at least {2 * CELL} px")
+        for name, length in zip(("size", "width"), self.extent, strict=True):
+            if length < 2 * CELL:
+                raise ValueError(f"data.{name}={getattr(self, name)}: needs at least {2 * CELL} px")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(rows, columns), px."""
+        return self.size, self.width or self.size
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LabelledClips:
         rng = generator(seed, index, 0)
@@ -72,7 +80,8 @@ class ProceduralClips:
         return Evaluation(real, twin, note=lambda: note, labels=label)
 
     def fingerprint(self) -> str:
-        return f"procedural/{VERSION}"
+        rows, columns = self.extent
+        return f"procedural/{VERSION}" if rows == columns else f"procedural/{VERSION}/{columns}"
 
     def _clips(self, count: int, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Clips:
         select: Any = lambda parameters, i: {name: values[i : i + 1] for name, values in parameters.items()}  # noqa: E731
@@ -80,21 +89,23 @@ class ProceduralClips:
 
     def _structure(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         uniform = lambda *shape: torch.rand(*shape, generator=rng)  # noqa: E731
+        rows, columns = self.extent
+        side = min(rows, columns)
         return {
             "colours": uniform(count, 2, 3) * 1.2 - 0.6,
             "direction": uniform(count) * 2 * math.pi,
-            "position": (uniform(count, 2) * 0.7 + 0.15) * self.size,
-            "radius": (4 + 3 * uniform(count)) * self.size / 24,
-            "velocity": (uniform(count, 2) * 2 - 1) * 2 * self.size / 24,  # px per frame
+            "position": (uniform(count, 2) * 0.7 + 0.15) * torch.tensor([columns, rows]),  # x, y
+            "radius": (4 + 3 * uniform(count)) * side / 24,
+            "velocity": (uniform(count, 2) * 2 - 1) * 2 * side / 24,  # px per frame
             "colour": uniform(count, 3) * 1.4 - 0.7,
             "square": (uniform(count) > 0.5).float(),
         }
 
     def _texture(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        cells = -(-self.size // CELL)
+        cells = [-(-length // CELL) for length in self.extent]
         return {
-            "wave": torch.randint(0, 4, (count, cells, cells), generator=rng),
-            "phase": torch.rand(count, cells, cells, generator=rng) * 2 * math.pi,
+            "wave": torch.randint(0, 4, (count, *cells), generator=rng),
+            "phase": torch.rand(count, *cells, generator=rng) * 2 * math.pi,
             "object_wave": torch.randint(0, 4, (count,), generator=rng),
             "object_phase": torch.rand(count, generator=rng) * 2 * math.pi,
         }
@@ -111,17 +122,19 @@ class ProceduralClips:
 
     def _render(self, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Tensor:
         waves = torch.tensor(WAVES)
-        axis = torch.arange(self.size) + 0.5
-        x, y = axis.view(1, 1, 1, -1), axis.view(1, 1, -1, 1)  # [B, F, H, W]
+        rows, columns = self.extent
+        x = (torch.arange(columns) + 0.5).view(1, 1, 1, -1)  # [B, F, H, W]
+        y = (torch.arange(rows) + 0.5).view(1, 1, -1, 1)
         time = torch.arange(self.frames).view(1, -1, 1, 1)
         per_clip: Any = lambda value: value.view(-1, 1, 1, 1)  # noqa: E731
 
-        angle, centre = per_clip(structure["direction"]), self.size / 2
-        ramp = torch.sigmoid(((x - centre) * torch.cos(angle) + (y - centre) * torch.sin(angle)) / (self.size / 5))
+        angle = per_clip(structure["direction"])
+        along = (x - columns / 2) * torch.cos(angle) + (y - rows / 2) * torch.sin(angle)
+        ramp = torch.sigmoid(along / (min(rows, columns) / 5))
         first, second = structure["colours"].view(-1, 2, 3, 1, 1, 1).unbind(1)
         ground = (1 - ramp[:, None]) * first + ramp[:, None] * second  # [B, 3, 1, H, W]
 
-        spread = lambda cells: cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[:, : self.size, : self.size]  # noqa: E731
+        spread = lambda cells: cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[:, :rows, :columns]  # noqa: E731
         k = waves[spread(texture["wave"])]
         gratings = CONTRAST * torch.cos(k[..., 0] * x[:, 0] + k[..., 1] * y[:, 0] + spread(texture["phase"]))[:, None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -111,8 +113,32 @@ def test_every_seed_index_and_stream_is_a_generator_of_its_own():
     assert torch.equal(*again)
 
 
-@pytest.mark.parametrize(("arguments", "key"), [((1, 24), "data.frames=1"), ((3, 15), "data.size=15")])
-def test_an_impossible_size_is_refused_by_key(arguments: tuple[int, int], key: str):
+def test_clips_may_be_wider_than_high_or_higher_than_wide():
+    for rows, columns in ((16, 40), (40, 16)):
+        source = ProceduralClips(3, rows, width=columns)
+        batch = source.batch(0, 0, 64)
+        assert batch.shape == (64, 3, 3, rows, columns)
+        assert float(batch.std()) > 0.3
+        # the object, as large as in a square of 16 px, is anywhere: every part of the clips moves in some of them
+        moves = (batch[:, :, 1:] - batch[:, :, :-1]).abs().amax((1, 2)) > 0.1
+        share = moves.float().mean(0)
+        assert float(share[rows // 4 : -rows // 4, columns // 4 : -columns // 4].min()) > 0.05
+        assert float(moves.float().mean()) < 0.5
+        assert source.evaluation(2, 0).real[1].shape == (3, 3, rows, columns)
+    assert ProceduralClips(3, 16, width=40).fingerprint() != ProceduralClips(3, 16).fingerprint()
+
+
+def test_a_width_that_is_the_height_gives_the_same_clips_as_none():
+    square = ProceduralClips(3, 24, width=24)
+    assert torch.equal(square.batch(0, 1, 4), CLIPS.batch(0, 1, 4))
+    assert square.fingerprint() == CLIPS.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [((1, 24), "data.frames=1"), ((3, 15), "data.size=15"), ((3, 24, "none", 8), "data.width=8")],
+)
+def test_an_impossible_size_is_refused_by_key(arguments: tuple[Any, ...], key: str):
     with pytest.raises(ValueError, match=key):
         ProceduralClips(*arguments)
 

@@ -168,9 +168,12 @@ def planned(*words: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 class TestThePlan:
-    def test_names_what_a_scale_lacks(self, tmp_path: Path) -> None:
+    def test_names_what_a_scale_lacks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)  # without data/shards
         rungs, left_out = planned("name=ansc", "arms=baseline,full", f"outputs={tmp_path / 'out'}")
-        assert next(iter(rungs)) == "tiny"
+        assert [*rungs] == ["tiny"]
+        cut = "no clips: `pw data path=DIR scale=small` cuts them from your videos, then "
+        assert left_out["small"] == f"{cut}small.data.urls=data/shards-small"
         assert "data=none: name its clips by proxy.data=latents proxy.data.urls=DIR" in left_out["proxy"]
         assert [clause.text for clause in rungs["tiny"].clauses] == ["all of it beats the baseline"]
         assert not (tmp_path / "out").exists()
@@ -253,13 +256,13 @@ SCALE = "# @package _global_\ndefaults:\n  - tiny\n  - _self_\nscale:\n  name: s
 WORDS = ["name=longer", "scales=short,tiny", "seeds=3", "train.batch_size=2", "workers=2"]
 
 
-def ladder(folder: Path, *words: str) -> subprocess.Popen[str]:
+def ladder(folder: Path, words: Sequence[str] = WORDS) -> subprocess.Popen[str]:
     """A ladder that runs in a user's folder with a scale and an ablation of its own."""
     (folder / "conf/scale").mkdir(parents=True, exist_ok=True)
     (folder / "conf/scale/short.yaml").write_text(SCALE)
     (folder / "experiments").mkdir(exist_ok=True)
     (folder / "experiments/longer.py").write_text(ABLATION)
-    command = [sys.executable, "-m", "pw", "ladder", *WORDS, f"outputs={folder / 'out'}", *words]
+    command = [sys.executable, "-m", "pw", "ladder", *words, f"outputs={folder / 'out'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
@@ -320,3 +323,15 @@ def test_a_ladder_that_is_stopped_goes_on_to_its_end_and_does_nothing_twice(tmp_
     marks = [path for path in files if path.name in ("done.json", "scores.json")]
     assert len(marks) > 30
     assert {path: path.stat().st_mtime_ns for path in marks} == {path: files[path] for path in marks}
+
+
+@pytest.mark.slow
+def test_a_ladder_without_clips_for_other_scales_runs_tiny_alone(tmp_path: Path) -> None:
+    process = ladder(tmp_path, ["name=longer", "arms=two,four", "seeds=2", "train.batch_size=2"])
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert output.count("small is left out: no clips: `pw data path=DIR scale=small`") == 1
+    found = json.loads((tmp_path / "out/ladder-longer/ladder.json").read_text())
+    assert [(rung["scale"], rung["counts"]) for rung in found["rungs"]] == [("tiny", {"two": 2, "four": 2})]
+    assert found["predictions"] == []
+    assert (tmp_path / "out/ladder-longer/ladder.md").read_text().startswith("# Do more updates help? At tiny\n")

@@ -255,6 +255,7 @@ CHANGES_WEIGHTS = {
     "codec.factor": "codec.factor=2 backbone.in_channels=12",
     "data.frames": "scale.frames=5",
     "data.size": "scale.height=32 scale.width=32",
+    "data.width": "scale.width=32",
     "scale.name": "scale.name=small",
     "scale.frames": "scale.frames=5",
     "scale.height": "scale.height=32 scale.width=32",
@@ -564,7 +565,7 @@ WRONG = [
     # what does not fit together
     ("backbone.patch_size=[1,4,1]", ["scale.height", "6 latent positions", "patch size 4"]),
     ("scale.height=25", ["scale.height=25", "codec.factor=4"]),
-    ("scale.width=32", ["data.size=24", "24 x 32", "data=procedural makes squares", "scale.width"]),
+    ("data.width=32", ["data.width=32", "24 x 24", "scale.width"]),
     ("data.frames=5", ["data.frames=5", "3 frames", "scale.frames"]),
     ("codec.factor=2", ["backbone.in_channels=48", "12 channels"]),
     ("scale.anchor_height=48", ["scale.anchor_height=48", "no larger than the clip"]),

@@ -68,6 +68,15 @@ def test_a_sampled_folder_holds_every_clip_an_anchor_to_each_and_the_mark(micro,
     assert len({clip.tobytes() for clip in clips(folder)}) == 4
 
 
+def test_clips_that_are_drawn_wider_than_high_are_trained_and_sampled(micro, tmp_path: Path):
+    run = micro("objective=flow", "scale.width=32", "scale.anchor_width=16", "train.updates=2", "sampling.count=2")
+    train(run, tmp_path)
+    folder = sample(run, tmp_path)
+    assert clips(folder).shape == (2, 2, 16, 32, 3)
+    assert clips(folder / "anchors").shape == (2, 2, 8, 16, 3)
+    assert clips(write_reference(run, tmp_path) / "real").shape == (2, 2, 16, 32, 3)
+
+
 @pytest.mark.parametrize(("pixels", "stored"), [(evaluate.SMALL_ANCHOR, 18), (2 * 8 * 8 - 1, evaluate.STORED_ANCHORS)])
 def test_all_small_anchors_are_stored_and_of_large_ones_the_first(
     micro, outputs: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, stored: int

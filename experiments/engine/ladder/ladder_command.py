@@ -106,7 +106,7 @@ def run(options: LadderOptions) -> int:
     _print_plan(terminal, options, rungs, notes)
     if options.dry_run:
         return 0
-    if len(rungs) < 2:
+    if len(rungs) < (2 if options.scales else 1):
         here = ", ".join(rung.scale for rung in rungs) or "none"
         raise ConfigError(f"a ladder compares two scales, of these {here} can run here; {'; '.join(notes)}")
     for rung in rungs:
@@ -125,7 +125,8 @@ def run(options: LadderOptions) -> int:
         outcomes.append(outcome)
         status = max(status, unwritten)
     folder = options.outputs / _place(options.name)
-    title = f"{load(options.name)[1].title} From {rungs[0].scale} to {rungs[-1].scale}"
+    reach = f"From {rungs[0].scale} to {rungs[-1].scale}" if len(rungs) > 1 else f"At {rungs[0].scale}"
+    title = f"{load(options.name)[1].title} {reach}"
     found = write_ladder(folder, title, options.name, outcomes, notes, command_line("ladder", *to_words(options)))
     terminal.print()
     for line in (*found, *stops(outcomes), f"{folder}/index.html, ladder.{{md,json}}"):
@@ -239,8 +240,12 @@ def _obstacle(scale: str, config: Config, words: Sequence[str]) -> str:
     lacks = []
     if config.values["trainer"]["accelerator"] == "gpu" and not (is_queued or may_have_gpu()):
         lacks.append("no GPU here")
+    has_urls = any(override_key(word) == "data.urls" for word in words)
     if config.choices["data"] == "none":
         lacks.append(f"data=none: name its clips by {scale}.data=latents {scale}.data.urls=DIR")
+    elif config.choices["data"] == "shards" and not has_urls and not Path(config["data"]["urls"] or "").exists():
+        made = f"`pw data path=DIR scale={scale}` cuts them from your videos"
+        lacks.append(f"no clips: {made}, then {scale}.data.urls=data/shards-{scale}")
     return "; ".join(lacks)
 
 
