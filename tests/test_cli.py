@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -188,6 +189,11 @@ def test_a_file_in_the_working_directory_does_not_shadow_a_library(folder: str, 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert process.stderr == "error: seed=-1: expected a whole number from 0 to 4294967295\n"
+
+
+def test_the_command_of_make_setup_does_nothing_where_a_worker_imports_it() -> None:
+    """A worker of multiprocessing imports the file of the main program, which must not begin again in it."""
+    runpy.run_path(str(Path(sys.executable).with_name("pw")), run_name="__mp_main__")
 
 
 def test_the_version_is_told_without_importing_torch(capsys: pytest.CaptureFixture[str]) -> None:
