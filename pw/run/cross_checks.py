@@ -57,7 +57,10 @@ def _check_sizes(run: Run) -> list[int]:
                 f"use {_near(getattr(scale, name), codec.factor)}"
             )
     if codec.channels != backbone.in_channels:
-        raise ConfigError(f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels")
+        raise ConfigError(
+            f"backbone.in_channels={backbone.in_channels}: codec={run.config.choices['codec']} makes {codec.channels} "
+            f"channels; set backbone.in_channels={codec.channels}, or the codec of that backbone"
+        )
     size_names = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
     with as_config_error():
         frames = codec.latent_frames(scale.frames)

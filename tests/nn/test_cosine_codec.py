@@ -94,5 +94,5 @@ def test_more_chroma_than_a_block_has_is_refused_by_key():
 
 
 def test_a_network_for_other_channels_is_refused_by_key():
-    with pytest.raises(ConfigError, match=r"backbone\.in_channels=96: the codec makes 72 channels"):
+    with pytest.raises(ConfigError, match=r"backbone\.in_channels=96: codec=lapped_cosine makes 72 channels; set"):
         build(["scale=small", "data=none", "codec.chroma=2"])

@@ -30,6 +30,7 @@ OPTIONS_NEGATIVE_IS_FINE = {
 }
 ZERO_IS_FINE = {
     "seed": "the first",
+    "codec.falloff": "all coefficients deviate alike",
     "scale.injector_blocks": "the first block",
     "injector.blocks": "the first block",
     "train.updates": "the start as it is",
