@@ -179,6 +179,10 @@ $(UV): requirements/uv.lock
 	$(UV) venv -q --allow-existing --python $(PY) .venv
 	$(UV) pip sync -q --require-hashes requirements/dev.lock --python .venv/bin/python
 	.venv/bin/python -c 'import os, site; open(os.path.join(site.getsitepackages()[0], "pixelwizard.pth"), "w").write(os.getcwd())'
-	printf '#!%s\nimport sys\n\nfrom pw.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' "$$PWD/.venv/bin/python" > .venv/bin/pw
-	chmod +x .venv/bin/pw
 	touch $@
+
+# apart, so that a checkout whose environment is ready gets a newer one
+setup test: .venv/bin/pw
+.venv/bin/pw: Makefile | .venv/.ready
+	@printf '#!%s\nimport sys\n\nfrom pw.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' "$$PWD/.venv/bin/python" > .venv/bin/pw
+	@chmod +x $@
