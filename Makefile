@@ -167,6 +167,8 @@ lock: $(UV) ## re-resolve requirements/*.lock from pyproject.toml (hashes, no do
 clean: ## remove outputs/ (runs, videos, tables); keeps the environment
 	@rm -rf outputs
 
+write_command = printf '\#!%s\nimport sys\n\nfrom pw.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' "$$PWD/.venv/bin/python" > .venv/bin/pw && chmod +x .venv/bin/pw
+
 $(UV): requirements/uv.lock
 	@echo "fetching uv $(UV_VERSION) into $(TOOLS)"
 	$(PY) -m pip install -q --disable-pip-version-check --no-input --require-hashes --upgrade --target $(TOOLS) \
@@ -179,10 +181,10 @@ $(UV): requirements/uv.lock
 	$(UV) venv -q --allow-existing --python $(PY) .venv
 	$(UV) pip sync -q --require-hashes requirements/dev.lock --python .venv/bin/python
 	.venv/bin/python -c 'import os, site; open(os.path.join(site.getsitepackages()[0], "pixelwizard.pth"), "w").write(os.getcwd())'
+	@$(write_command)
 	touch $@
 
-# apart, so that a checkout whose environment is ready gets a newer one
+# a checkout whose environment is ready gets a newer one
 setup test: .venv/bin/pw
 .venv/bin/pw: Makefile | .venv/.ready
-	@printf '#!%s\nimport sys\n\nfrom pw.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' "$$PWD/.venv/bin/python" > .venv/bin/pw
-	@chmod +x $@
+	@$(write_command)

@@ -199,7 +199,7 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
 
 def _with_same_flops(ablation: Ablation, options: AblationOptions) -> Ablation:
     """The ablation whose arms of `same_flops`, if they are asked for, say their number of updates: that whose training
-    FLOPs are the nearest to the other arm's with these overrides. Raises ConfigError."""
+    FLOPs are the nearest to the other arm's with these overrides, swept ones left out. Raises ConfigError."""
     of_call = [word for word in options.overrides if not (swept_values(word) or _varies(ablation, override_key(word)))]
     arms, shared = dict(ablation.arms), [*ablation.fixed.split(), *of_call]
     for name, other in ablation.same_flops.items():

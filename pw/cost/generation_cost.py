@@ -129,14 +129,16 @@ def window_bytes(run: Run) -> int:
     """Bytes of CPU memory for each window of a long video while all are denoised (`pw.generate.windows`), in fp32.
 
     Its latent is there 5 times: noise, state, velocity, its part in the step, the next state; guided 7 times, from the
-    noised anchor 6, and by UniPC, which keeps earlier steps, 14. Its anchor once, and again in a batch of two branches.
+    noised anchor 6, and by UniPC, which keeps earlier steps, 14. Its anchor once, and again in a batch of two branches:
+    at full size where it is enlarged in pixels (`scale.anchor_upsample`).
     """
     is_guided = run.guidance.scale != 1
     copies = 7 if is_guided else 6 if run.sampling.init == "anchor" else 5
     copies = 14 if isinstance(run.solver, UniPC) else copies
     anchors = 3 if is_guided and run.trainer.guidance_batch else 1
     channels, frames, *_ = latent = counts.stage_latent(run)
-    anchor = channels * frames * math.prod(length // run.codec.factor for length in run.scale.anchor_size)
+    size = run.scale.anchor_size if run.scale.anchor_upsample == "latent" else run.scale.size
+    anchor = channels * frames * math.prod(length // run.codec.factor for length in size)
     return 4 * (copies * math.prod(latent) + anchors * anchor)
 
 

@@ -145,7 +145,7 @@ def make_template(options: ServeOptions, announce: Callable[[GenerationRequest],
     if has_own_codec(generation.video, generation.weights, generation.overrides):
         raise ConfigError(
             f"video={generation.video}: the networks of scale=tiny and small take no prompts, which requests bring; "
-            "call pw generate, or set weights=random"
+            f"call pw generate{', or set weights=random' if 'scale=tiny' in generation.overrides else ''}"
         )
     template = make_request(generation, announce)
     if template.is_split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ NETWORK_GROUPS = {
 
 
 def has_own_codec(video: Path | None, weights: str | None, overrides: Sequence[str]) -> bool:
-    """Whether a video is made at a scale for CPUs as it is trained: by its lossless codec, and without text."""
+    """Whether a video is made at a scale for CPUs as it is trained: by its codec without weights, and without text."""
     return video is not None and weights is None and not OWN_CODEC.isdisjoint(overrides)
 
 
@@ -281,5 +282,5 @@ def check_windows(run: Run, source: SourceVideo) -> None:
     seconds = (source.first_frame(fitting - 1) + source.window_frames) / source.fps
     raise ConfigError(
         f"video={source.path}: the latents of its {count} windows need {human_size(count * window)} of CPU memory, "
-        f"{human_size(max(0, free))} are free; cut it to {seconds:.0f} s"
+        f"{human_size(max(0, free))} are free; cut it to {math.floor(10 * seconds) / 10:g} s"
     )

@@ -151,9 +151,10 @@ def _compose_choices(choices: tuple[str, ...], user_conf: Path | None) -> tuple[
     values = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     OmegaConf.set_struct(values, False)
     for start in _group_files(user_conf)["start"]:
-        own = values.start.pop(start, {})  # what a scale says of the recipe of this start
-        if start == files["start"]:
-            values.start.update(own)
+        if OmegaConf.is_dict(values.start.get(start)):  # what a scale says of the recipe of this start
+            own = values.start.pop(start)
+            if start == files["start"]:
+                values.start.update(own)
     OmegaConf.set_struct(values, True)  # an unknown key is an error
     return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
 

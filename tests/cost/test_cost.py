@@ -779,12 +779,15 @@ class TestAGeneration:
             "guidance=on trainer.guidance_batch=true",
             "guidance=off sampling.init=anchor sampling.timesteps=[800,600,400,200]",
             "guidance=on objective=flow solver=unipc",
+            "guidance=on trainer.guidance_batch=true scale.anchor_upsample=pixel",
         ],
     )
     def test_of_a_long_video_has_the_latents_of_its_windows_in_cpu_memory(self, words: str) -> None:
         scale = "scale=2k scale.frames=5 scale.height=128 scale.width=192 scale.anchor_height=64 scale.anchor_width=96"
         planned, count = run(*scale.split(), "sampling.shift=null", "sampling.start=1", *words.split()), 24
-        noise, anchor = torch.zeros(count, *stage_latent(planned)), torch.zeros(count, 48, 2, 4, 6)
+        noise = torch.zeros(count, *stage_latent(planned))
+        size = noise.shape[-2:] if planned.scale.anchor_upsample == "pixel" else (4, 6)
+        anchor = torch.zeros(count, 48, 2, *size)
         net: Any = lambda state, *_, **__: torch.zeros_like(state)  # noqa: E731
         joint = JointWindows(net, "cpu", [0, *[1] * (count - 1)], False, lambda: None, None, False)
         conditions = [Condition(torch.zeros(1, 1, 1), anchor) for _ in range(2)]

@@ -361,13 +361,15 @@ class TestAWrongCall:
     def test_of_a_video_that_is_too_long_for_the_memory_is_told_how_much_fits(
         self, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """At tiny a window has 48 x 3 x 6 x 6 numbers of latent, 5 times, and of 3 x 3 of anchor: 108,864 bytes."""
+        """At tiny a window has 48 x 3 x 6 x 6 numbers of latent, 5 times, and as many of anchor: 124,416 bytes."""
         write_video(tmp_path / "a.mkv", grey(21), 8)
         source = own(tmp_path / "a.mkv").source
         assert (len(source.windows), source.first_frame(3) + source.window_frames) == (10, 9)
         memory = psutil.virtual_memory()
-        monkeypatch.setattr("psutil.virtual_memory", lambda: memory._replace(available=4 * 108_864 + 1))
-        words = r"a\.mkv: the latents of its 10 windows need 1\.1 MB of CPU memory, 435\.5 kB are free; cut it to 1 s"
+        monkeypatch.setattr("psutil.virtual_memory", lambda: memory._replace(available=4 * 124_416 + 1))
+        words = (
+            r"a\.mkv: the latents of its 10 windows need 1\.2 MB of CPU memory, 497\.7 kB are free; cut it to 1\.1 s"
+        )
         with pytest.raises(ValueError, match=words):
             own(tmp_path / "a.mkv")
 

@@ -31,6 +31,7 @@ from pw.cost.generation_cost import stages_of
 from pw.cost.rates import CARDS, is_card, parse_gpus
 from pw.cost.training_cost import training_cost
 from pw.cost.verdicts import judge_generation, judge_training
+from pw.data.shard_index import find_shards
 from pw.io.arguments import Command, ConfigError, did_you_mean, option, to_words
 from pw.io.command_line import command_line
 from pw.io.console import console
@@ -243,10 +244,17 @@ def _obstacle(scale: str, config: Config, words: Sequence[str]) -> str:
     has_urls = any(override_key(word) == "data.urls" for word in words)
     if config.choices["data"] == "none":
         lacks.append(f"data=none: name its clips by {scale}.data=latents {scale}.data.urls=DIR")
-    elif config.choices["data"] == "shards" and not has_urls and not Path(config["data"]["urls"] or "").exists():
+    elif config.choices["data"] == "shards" and not has_urls and not _is_there(config["data"]["urls"]):
         made = f"`pw data path=DIR scale={scale}` cuts them from your videos"
         lacks.append(f"no clips: {made}, then {scale}.data.urls=data/shards-{scale}")
     return "; ".join(lacks)
+
+
+def _is_there(urls: Any) -> bool:
+    try:
+        return bool(find_shards(urls))
+    except (OSError, ValueError):
+        return False
 
 
 def misfit(plan: Plan, card: str) -> str:

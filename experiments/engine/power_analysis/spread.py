@@ -291,6 +291,8 @@ def _leave_group_out(plan: Plan, arm: Arm, seed: int, metric: Metric) -> dict[in
         return {}
     solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs and run.solution else None
     request = score_request(plan, arm.name, run, sample_folder(run, outputs, seed), solution, seed)
+    if any(request[need] is None for need in metric.needs):
+        return {}
     folders = {"video": request["videos"], **{need: request[need] for need in metric.needs}}
     try:
         values = leave_out(metric.name, {kind: Path(path) for kind, path in folders.items() if path is not None})
